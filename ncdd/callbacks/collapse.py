@@ -1,0 +1,246 @@
+"""The callback that the three kinds of training share: class means, covariances and every Neural Collapse metric.
+
+It drops into any Lightning Trainer whose model ends in a linear layer:
+
+    Trainer(callbacks=[NeuralCollapseCallback(loaders={"train": train_loader, "test": test_loader})])
+"""
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ncdd.collapse.metric import NeuralCollapse
+from ncdd.runfolder import replacing
+
+log = logging.getLogger(__name__)
+
+# What the line of an epoch shows: label, key, format.
+SHOWN = (("acc", "linear_accuracy", ".2%"), ("NC1", "nc1_pinv", ".2e"), ("NC2", "nc2_etf_M", ".3f"),
+         ("NC3", "nc3_dual_etf", ".3f"), ("NC4", "nc4_agree_bias", ".2%"))  # fmt: skip
+
+
+class NeuralCollapseCallback(pl.Callback):
+    """Measure Neural Collapse on whole data sets, in eval mode, every `every_n_epochs` and after the last epoch.
+
+    The features are what the last linear layer receives; one forward pass a split yields them, the logits, the loss
+    and the accuracy. Test features are measured against their own class means and against those of the first split.
+
+    loaders: name -> iterable of (inputs, labels, ...), un-augmented, unshuffled, under DDP sharded without padding.
+        None takes `trainer.datamodule.measure_dataloaders()`, else the Trainer's own train and validation loaders.
+    layer: name of the last linear layer, as in `named_modules()`. None takes `head` where the module has one, else
+        the linear layer whose output is the module's.
+    at_start: measure before training too.
+    memory_budget: bytes of features to keep; beyond it statistics are streamed, and NC4 costs a second forward pass.
+    Other arguments: `ncdd.collapse.NeuralCollapse`.
+
+    Everything goes to every logger of the Trainer as `SPLIT/METRIC`, and to `trainer.callback_metrics`, where other
+    callbacks can monitor it. `geometry[split]` holds the last measurement whole.
+    """
+
+    def __init__(
+        self,
+        *,
+        loaders: Mapping[str, Iterable[Any]] | None = None,
+        layer: str | None = None,
+        num_classes: int | None = None,
+        every_n_epochs: int = 1,
+        at_start: bool = False,
+        memory_budget: int = 2**31,
+        precision: str = "exact",
+        weighting: str = "balanced",
+        vci: bool = True,
+        ignore_index: int | None = None,
+        samples_kept: int = 2000,
+    ) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"every_n_epochs={every_n_epochs}: must be at least 1")
+        self.loaders, self.layer, self.num_classes = loaders, layer, num_classes
+        self.every_n_epochs, self.at_start, self.samples_kept = every_n_epochs, at_start, samples_kept
+        self.ignore_index = ignore_index
+        self.options = {
+            "memory_budget": memory_budget,
+            "precision": precision,
+            "weighting": weighting,
+            "vci": vci,
+            "ignore_index": ignore_index,
+        }
+        self.geometry: dict[str, dict[str, np.ndarray]] = {}
+        self._measured_epochs = -1
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.at_start and trainer.global_step == 0:
+            self._report(trainer, pl_module, epochs=0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epochs = trainer.current_epoch + 1
+        if epochs % self.every_n_epochs == 0 or epochs == trainer.max_epochs:
+            values = self._report(trainer, pl_module, epochs=epochs)
+            # for whoever monitors; the loggers have the float64 values already
+            pl_module.log_dict({k: torch.tensor(v) for k, v in values.items()}, logger=False, sync_dist=False)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._measured_epochs < trainer.current_epoch:  # stopped early, between two measurements
+            self._report(trainer, pl_module, epochs=trainer.current_epoch)
+
+    def save_geometry(self, path: Any) -> None:
+        """Write class means, counts, sample features and the head of the last measurement as an npz, atomically."""
+        arrays = {f"{split}/{k}" if split else k: v for split, g in self.geometry.items() for k, v in g.items()}
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+
+    def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        """`SPLIT/METRIC` -> value on every split, now. Leaves the module's modes and weights as they were."""
+        values: dict[str, float] = {}
+        reference: Tensor | None = None
+        loaders = self._loaders(trainer)
+        with _eval_mode(pl_module), torch.inference_mode():
+            head = self._head(trainer, pl_module, loaders)
+            weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
+            for split, loader in loaders.items():
+                metric = NeuralCollapse(self.num_classes or head.out_features, **self.options).to(pl_module.device)
+                metric.set_head(weight, bias)
+                if reference is not None:
+                    metric.set_reference(reference)
+                loss, sample = self._sweep(trainer, pl_module, head, loader, metric, split)
+                if metric.needs_second_pass:
+                    for features, labels, logits in self._forward(trainer, pl_module, head, loader, f"{split}, NC4"):
+                        metric.update_decisions(features, labels, logits)
+                collapse = metric.measure()
+                reference = collapse.mean_KD if reference is None else reference
+                values |= {f"{split}/loss": loss} | {f"{split}/{k}": v for k, v in collapse.values.items()}
+                values[f"{split}/accuracy"] = collapse.values["linear_accuracy"]
+                self.geometry[split] = {
+                    "mean": collapse.mean_KD.cpu().numpy(),
+                    "count": collapse.count_K.cpu().numpy(),
+                } | sample
+        self.geometry[""] = {"weight": weight.cpu().numpy()} | ({} if bias is None else {"bias": bias.cpu().numpy()})
+        return values
+
+    def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epochs: int) -> dict[str, float]:
+        values = self.measure(trainer, pl_module)
+        self._measured_epochs = epochs
+        for logger in trainer.loggers:
+            # Lightning counts epochs from 0 while they run; `epoch` of its own rows is one less than those completed
+            logger.log_metrics({**values, "epoch": epochs - 1}, step=trainer.global_step)
+            logger.save()
+        if trainer.is_global_zero:
+            of_max = "" if trainer.max_epochs is None or trainer.max_epochs < 0 else f"/{trainer.max_epochs}"
+            log.info("epoch %s%s  %s", epochs, of_max, " | ".join(_line(s, values) for s in self._loaders(trainer)))
+        return values
+
+    def _loaders(self, trainer: pl.Trainer) -> Mapping[str, Iterable[Any]]:
+        if self.loaders is not None:
+            return self.loaders
+        datamodule = getattr(trainer, "datamodule", None)
+        if hasattr(datamodule, "measure_dataloaders"):
+            self.loaders = datamodule.measure_dataloaders()
+            return self.loaders
+        found = {"train": trainer.train_dataloader, "val": trainer.val_dataloaders}
+        self.loaders = {name: loader for name, loader in found.items() if loader}
+        return self.loaders
+
+    def _sweep(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        head: nn.Linear,
+        loader: Iterable[Any],
+        metric: NeuralCollapse,
+        split: str,
+    ) -> tuple[float, dict[str, np.ndarray]]:
+        """One pass that feeds the metric: the mean loss, and the first `samples_kept` features with their labels."""
+        objective = getattr(pl_module, "objective", None) or _cross_entropy
+        total = torch.zeros(2, dtype=torch.float64, device=pl_module.device)
+        kept: list[tuple[Tensor, Tensor]] = []
+        missing = self.samples_kept
+        for features, labels, logits in self._forward(trainer, pl_module, head, loader, split):
+            metric.update(features, labels, logits)
+            counted = slice(None) if self.ignore_index is None else labels != self.ignore_index
+            loss = objective(logits=logits[counted], features=features[counted], targets=labels[counted])
+            n = len(labels[counted])
+            if n:
+                total += torch.stack([loss.double() * n, loss.new_tensor(n, dtype=torch.float64)])
+            if missing > 0:
+                kept.append((features[:missing], labels[:missing]))
+                missing -= len(kept[-1][0])
+        total = trainer.strategy.reduce(total, reduce_op="sum")
+        sample = {
+            "features": torch.cat([f for f, _ in kept]).float().cpu().numpy(),
+            "labels": torch.cat([y for _, y in kept]).cpu().numpy(),
+        }
+        return float(total[0] / total[1]), sample
+
+    def _forward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, head: nn.Linear, loader: Iterable[Any], name: str
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """(features (B, D), labels (B,), logits (B, K)) of each batch; soft labels count as their largest class."""
+        captured: list[Tensor] = []
+        hook = head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+        try:
+            for batch in tqdm(loader, desc=f"measuring {name}", leave=False, disable=None):
+                x, labels = trainer.strategy.batch_to_device(batch)[:2]
+                with trainer.precision_plugin.forward_context():
+                    logits = pl_module(x)
+                yield captured.pop().flatten(1), labels.argmax(1) if labels.ndim == 2 else labels, logits
+        finally:
+            hook.remove()
+
+    def _head(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loaders: Mapping[str, Iterable[Any]]
+    ) -> nn.Linear:
+        if self.layer is None:
+            self.layer = "head" if isinstance(getattr(pl_module, "head", None), nn.Linear) else None
+        if self.layer is None:
+            x = trainer.strategy.batch_to_device(next(iter(next(iter(loaders.values())))))[0]
+            self.layer = last_linear(pl_module, x)
+        head = dict(pl_module.named_modules()).get(self.layer)
+        if not isinstance(head, nn.Linear):
+            linear = [name for name, m in pl_module.named_modules() if isinstance(m, nn.Linear)]
+            raise ValueError(f"layer={self.layer!r} is not a linear layer: choose from {', '.join(linear) or 'none'}")
+        return head
+
+
+def last_linear(module: nn.Module, x: Tensor) -> str:
+    """Name of the linear layer whose output is that of `module(x)`; ValueError where none is."""
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        m.register_forward_hook(lambda _, __, out, name=name: outputs.__setitem__(name, out))  # type: ignore[misc]
+        for name, m in module.named_modules()
+        if isinstance(m, nn.Linear)
+    ]
+    result = module(x)
+    for hook in hooks:
+        hook.remove()
+    for name, out in reversed(outputs.items()):
+        if out is result:
+            return name
+    raise ValueError(f"no linear layer puts out the logits; name it by layer=..., one of {', '.join(outputs) or 'none'}")
+
+
+def _cross_entropy(logits: Tensor, features: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits, targets)
+
+
+def _line(split: str, values: Mapping[str, float]) -> str:
+    shown = [f"{label} {values[f'{split}/{key}']:{form}}" for label, key, form in SHOWN if f"{split}/{key}" in values]
+    return f"{split}: loss {values[f'{split}/loss']:.4f} {' '.join(shown)}"
+
+
+@contextmanager
+def _eval_mode(module: nn.Module) -> Iterator[None]:
+    """Every part in eval mode, and afterwards each in the mode it had: parts may be frozen on purpose."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode

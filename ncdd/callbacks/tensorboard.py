@@ -1,0 +1,14 @@
+"""TensorBoard files in the run folder."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import TensorBoardLogger
+
+
+def tensorboard(
+    *, folder: Path, name: str, group: str | None, job_type: str, tags: Sequence[str], config: Mapping[str, Any]
+) -> TensorBoardLogger:
+    """Lightning's logger, writing to FOLDER/tensorboard; `tensorboard --logdir runs` shows all runs."""
+    return TensorBoardLogger(folder, name="tensorboard", version="")

@@ -1,0 +1,117 @@
+"""W&B that never waits for anybody: online where there is a key and a network, else offline with a line on how to look."""
+
+import logging
+import netrc
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytorch_lightning.loggers as pl_loggers
+import wandb
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.utilities import rank_zero_only
+
+log = logging.getLogger(__name__)
+
+HOW_TO_LOOK = "look at it with `wandb leet {dir}`, or upload it with `wandb sync {run}`"
+
+
+class WandbLogger(pl_loggers.WandbLogger):
+    """Lightning's, with `epoch` as the axis of every metric, one W&B folder for all runs, and no way to hang.
+
+    folder: of the run; keeps its W&B id, so that a resumed run goes on in the same W&B run.
+    directory: where W&B puts its files (`directory/wandb`), shared by all runs.
+    online: null decides by whether there is a key; WANDB_MODE overrides.
+    init_timeout: seconds to wait for the server before going on offline.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        name: str,
+        group: str | None,
+        job_type: str,
+        tags: Sequence[str],
+        config: Mapping[str, Any],
+        project: str,
+        entity: str | None,
+        directory: str,
+        online: bool | None,
+        init_timeout: float,
+    ) -> None:
+        root = Path(directory).resolve()
+        root.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_DATA_DIR", str(root / "wandb"))  # tables are staged here, else in the home folder
+        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() and online is None or online else "offline")
+        super().__init__(
+            project=project,
+            name=name,
+            id=_run_id(folder),
+            save_dir=str(root),
+            entity=entity,
+            group=group,
+            job_type=job_type,
+            tags=list(tags),
+            config=dict(config),
+            mode=mode,
+            settings=wandb.Settings(init_timeout=init_timeout, silent=True, console="off"),
+        )
+        self._axes: set[str] = set()
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            try:
+                run = super().experiment
+            except (wandb.Error, OSError) as error:
+                log.warning("W&B is out of reach (%s): going on offline", str(error).splitlines()[0])
+                self._wandb_init["mode"] = "offline"
+                run = super().experiment
+            if run.settings.mode == "online":
+                log.info("W&B: %s", run.url)
+            elif run.settings.mode == "offline":
+                where = Path(run.dir).parent
+                log.info("W&B is offline: %s", HOW_TO_LOOK.format(dir=where.parent, run=where))
+        return self._experiment
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        # a second glob pattern would win at random, so each metric gets its axis by its exact name
+        for name in metrics.keys() - self._axes - {"epoch"}:
+            self.experiment.define_metric(name, step_metric="epoch")
+            self._axes.add(name)
+        super().log_metrics({**metrics, "epoch": metrics.get("epoch", -1) + 1}, step)
+
+    @rank_zero_only
+    def log_figures(self, paths: Sequence[Path], *, epoch: int) -> None:
+        """Log picture files under figures/NAME."""
+        pictures = [path for path in paths if path.suffix == ".png"]
+        self.experiment.log({f"figures/{p.stem}": wandb.Image(str(p)) for p in pictures} | {"epoch": epoch})
+
+    def close(self, exit_code: int = 0) -> None:
+        """End the W&B run: without it, the next job of a sweep would log into this one."""
+        if self._experiment is not None and wandb.run is not None:
+            wandb.finish(exit_code=exit_code)
+        self._experiment = None
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url).hostname
+    try:
+        return netrc.netrc().authenticators(host or "") is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
+def _run_id(folder: Path) -> str:
+    path = folder / "wandb_id"
+    if not path.exists():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text()

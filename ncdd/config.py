@@ -1,0 +1,151 @@
+"""The root of every configuration, and the check that nothing in it is misspelt, missing or of the wrong type."""
+
+import difflib
+import inspect
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hydra.core.config_store import ConfigStore
+
+Node = dict[str, Any]
+
+
+@dataclass
+class Config:
+    """One field a group of conf/, and what belongs to none; Hydra refuses any other key at the top."""
+
+    name: str = "ncdd"
+    seed: int = 0
+    resume: bool = False
+    dataset: Node = field(default_factory=dict)
+    model: Node = field(default_factory=dict)
+    head: Node = field(default_factory=dict)
+    method: Node = field(default_factory=dict)
+    loss: Node = field(default_factory=dict)
+    optimizer: Node = field(default_factory=dict)
+    scheduler: Node = field(default_factory=dict)
+    trainer: Node = field(default_factory=dict)
+    callbacks: Node = field(default_factory=dict)
+    logger: Node = field(default_factory=dict)
+
+
+ConfigStore.instance().store(name="schema", node=Config)
+
+
+class ConfigError(ValueError):
+    """Every mistake of a configuration, one a line."""
+
+
+def check(config: Mapping[str, Any], wired: Mapping[str, Collection[str]]) -> None:
+    """Raise a ConfigError that names every mistake in the nodes of `config` that have a `_target_`.
+
+    config: plain containers, resolved.  wired: by path of a node, the arguments that the program itself passes to it.
+    Each target's signature is bound: unknown arguments (with the nearest known one), missing ones, wrong types.
+    """
+    mistakes = list(_mistakes(config, "", wired))
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
+
+
+def suggest(word: str, known: Collection[str]) -> str:
+    """`did you mean ...?`, or the choices where none is near."""
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(known)) or 'none'}"
+
+
+def _mistakes(node: Any, path: str, wired: Mapping[str, Collection[str]]) -> Iterator[str]:
+    if isinstance(node, list):
+        node = dict(enumerate(node))
+    if not isinstance(node, Mapping):
+        return
+    if "_target_" in node:
+        yield from _node_mistakes(node, path, wired.get(path, ()))
+    for key, value in node.items():
+        yield from _mistakes(value, f"{path}.{key}" if path else str(key), wired)
+
+
+def _node_mistakes(node: Mapping[str, Any], path: str, wired: Collection[str]) -> Iterator[str]:
+    try:
+        target = locate(str(node["_target_"]))
+    except ValueError as error:
+        yield f"{path}._target_: {error}"
+        return
+    parameters = inspect.signature(target).parameters
+    hints = _hints(target)
+    given = {str(key): value for key, value in node.items() if key not in ("_target_", "_partial_", "_recursive_")}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = [n for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    settable = [n for n in named if n not in wired and n != "self"]
+    for key, value in given.items():
+        if key not in settable:
+            if not open_ended:
+                yield f"{path}.{key}: {node['_target_']} takes no {key!r}; {suggest(key, settable)}"
+        elif value == "???":
+            yield f"{path}.{key}: must be given, {path}.{key}=..."
+        elif not _fits(value, hints.get(key, Any)):
+            yield f"{path}.{key}={value!r}: {_describe(hints[key])} expected"
+    if not node.get("_partial_"):
+        for name in settable:
+            if name not in given and parameters[name].default is inspect.Parameter.empty:
+                yield f"{path}.{name}: missing, {node['_target_']} needs it"
+
+
+def locate(path: str) -> Callable[..., Any]:
+    """The object at a dotted path; ValueError that names the part that is not there, and its neighbours."""
+    module, parts = None, path.split(".")
+    for cut in range(len(parts), 0, -1):
+        try:
+            module = import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError as error:
+            if error.name is None or not path.startswith(error.name):
+                raise ValueError(f"{path} needs the package {error.name}, which is not installed") from error
+            continue
+        found: Any = module
+        for part in parts[cut:]:
+            if not hasattr(found, part):
+                raise ValueError(f"{path}: no {part!r} there; {suggest(part, getattr(found, '__all__', dir(found)))}")
+            found = getattr(found, part)
+        return found
+    raise ValueError(f"{path}: no module {parts[0]!r}")
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except (NameError, TypeError):  # a library's annotations need not be importable at run time
+        return {}
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a YAML value can be of that type; what a YAML cannot show (objects, callables) passes."""
+    if isinstance(value, Mapping) and "_target_" in value:
+        return True
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, argument) for argument in arguments)
+    if origin is Literal:
+        return value in arguments
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    if hint is type(None):
+        return value is None
+    if inspect.isclass(origin) and issubclass(origin, Collection) and not issubclass(origin, Mapping):
+        return isinstance(value, list | tuple) and all(_fits(item, a) for item in value for a in arguments[:1])
+    if inspect.isclass(origin) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping)
+    return True
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(_describe(argument) for argument in get_args(hint))
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    return "null" if hint is type(None) else getattr(hint, "__name__", str(hint)) if not get_args(hint) else str(hint)

@@ -1,0 +1,117 @@
+"""A synthetic set, read from a file, in the place of the train split of the dataset that it stands for."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ncdd.data import folders, sources
+from ncdd.data.images import Images, Normalisation, Source
+
+_NPZ_KEYS = (("images", "labels"), ("image", "label"))
+REAL = ("digits", *sources.TORCHVISION, "tiny_imagenet", "image_folder")
+
+
+def distilled(*, path: str, real: Source | str | None, root: str, download: bool) -> Source:
+    """The synthetic set of `path` to train on, and the splits of `real` to measure and test on.
+
+    path: safetensors with `images` float32 (N, C, H, W), already normalised, `labels` int64 (N,) or float32 (N, K) and,
+          under the metadata key "ncdd", JSON with dataset, mean and std; or npz with (images, labels) or
+          (image, label), NHWC or NCHW. uint8 images are raw pixels.
+    real: a Source, or the name of one of REAL, read from `root`; None: the dataset that the file's metadata names.
+    """
+    images, labels, metadata = _read(Path(path).expanduser().resolve())
+    name = metadata.get("dataset") if real is None else real
+    if name is None:
+        raise ValueError(
+            f"{path} does not say which dataset it stands for: set dataset.real to one of {', '.join(REAL)}"
+        )
+    if isinstance(name, str):
+        name = _real(name, root, download, image_size=images.shape[2])
+    images, labels = _match(path, images, labels, name)
+    normalisation = None
+    if "mean" in metadata and "std" in metadata:
+        normalisation = Normalisation(tuple(metadata["mean"]), tuple(metadata["std"]))
+    train = Images(images, labels)
+    return Source(train, name.test, name.class_names, name.name, real=name.train, normalisation=normalisation)
+
+
+def _real(name: str, root: str, download: bool, image_size: int) -> Source:
+    budget = 4 * 2**30  # bytes, as in conf/dataset
+    readers: dict[str, Callable[..., Source]] = {
+        "digits": sources.digits,
+        **{known: partial(sources.torchvision_set, name=known) for known in sources.TORCHVISION},
+        "tiny_imagenet": partial(folders.tiny_imagenet, image_size=image_size, memory_budget=budget),
+        "image_folder": partial(folders.image_folder, image_size=image_size, memory_budget=budget),
+    }
+    if name not in readers:
+        raise ValueError(f"dataset.real={name}: unknown; choose one of {', '.join(REAL)}")
+    return readers[name](root=root, download=download)
+
+
+def _read(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    """(images, labels, metadata) as they are stored."""
+    if not path.is_file():
+        raise FileNotFoundError(f"distilled: no file {path}; set dataset.path to a .safetensors or .npz file")
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    if path.suffix not in readers:
+        raise ValueError(f"dataset.path={path}: unknown format {path.suffix or '(none)'}; use {' or '.join(readers)}")
+    return readers[path.suffix](path)
+
+
+def _read_safetensors(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = list(file.keys())
+            if not {"images", "labels"} <= set(found):
+                raise ValueError(f"{path} must hold the tensors images and labels; found {', '.join(found)}")
+            metadata = json.loads((file.metadata() or {}).get("ncdd", "{}"))
+            return file.get_tensor("images"), file.get_tensor("labels"), metadata
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
+
+
+def _read_npz(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for images, labels in _NPZ_KEYS:
+                if images in file and labels in file:
+                    return torch.from_numpy(file[images]), torch.from_numpy(file[labels]), {}
+            raise ValueError(f"{path} must hold (images, labels) or (image, label); found {', '.join(file)}")
+    except (OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged or no npz file ({error})") from error
+
+
+def _match(path: str, images: Tensor, labels: Tensor, real: Source) -> tuple[Tensor, Tensor]:
+    """Images as NCHW float32 or uint8 of the real size, labels as int64 (N,) or float32 (N, K); else an error."""
+    shape, num_classes = real.train.shape, len(real.class_names)
+    if images.ndim == 4 and tuple(images.shape[1:]) != shape and images.shape[3] == shape[0]:
+        images = images.permute(0, 3, 1, 2).contiguous()
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        raise ValueError(
+            f"{path}: images of shape {tuple(images.shape)} do not fit {real.name}: "
+            f"(N, {shape[0]}, {shape[1]}, {shape[2]}) or (N, {shape[1]}, {shape[2]}, {shape[0]}) is needed"
+        )
+    if images.is_floating_point():
+        images = images.float()
+        if not bool(images.isfinite().all()):
+            raise ValueError(f"{path}: its images hold numbers that are not finite")
+    elif images.dtype != torch.uint8:
+        raise ValueError(f"{path}: images are {images.dtype}; normalised floats or uint8 pixels are needed")
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels.squeeze(1)
+    if labels.ndim == 2 and labels.shape[1] != num_classes or labels.ndim not in (1, 2):
+        raise ValueError(
+            f"{path}: labels of shape {tuple(labels.shape)} do not fit the {num_classes} classes of {real.name}: "
+            f"(N,) or (N, {num_classes}) is needed"
+        )
+    return images, labels.long() if labels.ndim == 1 else labels.float()

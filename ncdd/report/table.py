@@ -1,0 +1,203 @@
+"""Tables of a run and of a sweep, for a terminal (rich) and as CSV.
+
+Only ASCII and no colour is needed to read them: piped into a file they are plain text.
+"""
+
+import csv
+import math
+import os
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ncdd.report.folder import Summary, error_line, job_overrides, job_status, read_summary
+
+ROWS = (
+    ("accuracy", "accuracy"),
+    ("loss", "loss"),
+    ("NC1  tr(Sw Sb^+)/K", "nc1_pinv"),
+    ("NC2  ETF error of M", "nc2_etf_M"),
+    ("NC2  ETF error of W", "nc2_etf_W"),
+    ("NC3  self-duality error", "nc3_dual_etf"),
+    ("NC4  agreement", "nc4_agree_bias"),
+)
+RESULTS = (
+    ("test acc", "test/accuracy"),
+    ("NC1", "train/nc1_pinv"),
+    ("NC2", "train/nc2_etf_M"),
+    ("NC3", "train/nc3_dual_etf"),
+)
+STATUS_STYLE = {"done": "green", "failed": "bold red", "unfinished": "yellow"}
+WIDEST = 28  # characters of an override's value
+
+
+def number(metric: str, value: float | None) -> str:
+    """A value for reading: accuracies and agreements in percent, the rest to three digits, '-' where unknown."""
+    if value is None:
+        return "-"
+    if math.isfinite(value) and ("accuracy" in metric or "agree" in metric):
+        return f"{100 * value:.2f} %"
+    return f"{value:.3g}"
+
+
+def run_table(summary: Summary) -> RenderableType:
+    """Accuracy, loss and NC1 to NC4 before and after training, on train and on test."""
+    splits = [s for s in ("train", "val", "test", "real") if any(name.startswith(f"{s}/") for name in summary["final"])]
+    table = Table(box=box.SIMPLE_HEAD, title=_run_title(summary), title_justify="left", title_style="bold")
+    table.add_column("")
+    for split in splits:
+        table.add_column(f"{split}: initial", justify="right", no_wrap=True)
+        table.add_column("-> final", justify="right", no_wrap=True, style="bold")
+    for label, metric in ROWS:
+        cells = [
+            number(metric, summary[part].get(f"{split}/{metric}")) for split in splits for part in ("initial", "final")
+        ]
+        if set(cells) - {"-"}:
+            table.add_row(label, *cells)
+    return table
+
+
+def _run_title(summary: Summary) -> Text:
+    facts = [str(summary.get("name") or "run")]
+    if summary.get("epochs") is not None:
+        facts.append(f"{summary['epochs']} epochs")
+    if isinstance(seconds := summary.get("seconds"), int | float):
+        facts.append(f"{seconds:.1f} s")
+    if isinstance(parameters := summary.get("parameters"), dict) and "total" in parameters:
+        facts.append(f"{parameters['total']:,} parameters")
+    return Text(", ".join(facts))
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a sweep's tables know of one job."""
+
+    folder: Path
+    status: str
+    overrides: dict[str, str]
+    final: dict[str, float]
+    seconds: float | None
+    error: str
+
+
+def read_job(folder: Path) -> Job:
+    """One job's state; a summary that cannot be read is that job's error, not the sweep's."""
+    summary: Summary | None = None
+    status, error = job_status(folder), ""
+    try:
+        if status == "done" or (folder / "summary.json").exists():
+            summary = read_summary(folder)
+    except (ValueError, FileNotFoundError) as problem:
+        error = str(problem)
+    if status == "failed":
+        error = error_line(folder)
+    final, seconds = (summary["final"], summary.get("seconds")) if summary else ({}, None)
+    return Job(folder, status, job_overrides(folder, summary), final, seconds, error)
+
+
+def _keys(jobs: Sequence[Job]) -> list[str]:
+    return list(dict.fromkeys(key for job in jobs for key in job.overrides))
+
+
+def swept_keys(jobs: Sequence[Job]) -> list[str]:
+    """The overrides that differ between the jobs; of a single job, all."""
+    return [key for key in _keys(jobs) if len(jobs) == 1 or len({job.overrides.get(key) for job in jobs}) > 1]
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """`model.width` as `width`, where no other key ends the same way."""
+    keys = list(keys)
+    last = [key.rpartition(".")[2] for key in keys]
+    return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
+
+
+def sweep_table(folders: Sequence[str | os.PathLike[str]]) -> RenderableType:
+    """One row a job, then mean and standard deviation over seeds if seeds were swept, then the errors in full."""
+    jobs = [read_job(Path(folder)) for folder in folders]
+    swept = swept_keys(jobs)
+    parts: list[RenderableType] = [_jobs_table(jobs, swept)]
+    if "seed" in swept and any(job.final for job in jobs):
+        parts.append(_seeds_table(jobs, [key for key in swept if key != "seed"]))
+    parts += [
+        Text.assemble((f" {n} {job.status}", STATUS_STYLE[job.status]), f"  {job.folder.name}: {job.error}")
+        for n, job in enumerate(jobs, start=1)
+        if job.error
+    ]
+    return Group(*parts)
+
+
+def _jobs_table(jobs: Sequence[Job], swept: list[str]) -> Table:
+    counts = [f"{n} {status}" for status in STATUS_STYLE if (n := sum(job.status == status for job in jobs))]
+    fixed = [f"{key}={jobs[0].overrides[key]}" for key in _keys(jobs) if key not in swept]
+    table = _results_table(f"{len(jobs)} jobs: {', '.join(counts)}", ["job", "status"], swept, ["seconds"])
+    table.caption = Text("all with " + " ".join(fixed)) if fixed else None
+    for n, job in enumerate(jobs, start=1):
+        results = [number(metric, job.final.get(metric)) for _, metric in RESULTS]
+        seconds = "-" if job.seconds is None else f"{job.seconds:.1f}"
+        status = Text(job.status, style=STATUS_STYLE[job.status])
+        table.add_row(str(n), status, *_override_cells(job, swept), *results, seconds)
+    return table
+
+
+def _seeds_table(jobs: Sequence[Job], swept: list[str]) -> Table:
+    """Mean and standard deviation (n - 1) of the finished jobs that differ in their seed alone."""
+    groups: dict[tuple[str | None, ...], list[Job]] = {}
+    for job in jobs:
+        if job.status == "done" and job.final:
+            groups.setdefault(tuple(job.overrides.get(key) for key in swept), []).append(job)
+    table = _results_table("over seeds: mean +- standard deviation", [], swept, [], first="n")
+    for group in groups.values():
+        values = [(metric, [job.final[metric] for job in group if metric in job.final]) for _, metric in RESULTS]
+        results = [_mean_and_deviation(metric, of_group) for metric, of_group in values]
+        table.add_row(*_override_cells(group[0], swept), str(len(group)), *results)
+    return table
+
+
+def _mean_and_deviation(metric: str, values: list[float]) -> str:
+    mean = number(metric, float(np.mean(values)) if values else None)
+    return mean if len(values) < 2 else f"{mean} +- {number(metric, float(np.std(values, ddof=1)))}"
+
+
+def _results_table(title: str, left: list[str], swept: list[str], right: list[str], first: str = "") -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", caption_justify="left")
+    for name in left:
+        table.add_column(name, no_wrap=True)
+    for name in short_names(swept).values():
+        table.add_column(escape(name), max_width=WIDEST, overflow="fold")
+    for name in [first] * bool(first) + [name for name, _ in RESULTS] + right:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _override_cells(job: Job, swept: list[str]) -> list[str]:
+    return [escape(job.overrides.get(key, "-")) for key in swept]
+
+
+def write_sweep_csv(folders: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> Path:
+    """One line a job: folder, status, every override, every final metric, seconds, error. Replaces the file at once."""
+    path = Path(path)
+    jobs = [read_job(Path(folder)) for folder in folders]
+    overrides = _keys(jobs)
+    metrics = sorted({name for job in jobs for name in job.final})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["folder", "status", *overrides, *metrics, "seconds", "error"])
+            for job in jobs:
+                results = [job.final.get(name, "") for name in metrics]
+                chosen = [job.overrides.get(key, "") for key in overrides]
+                seconds = "" if job.seconds is None else job.seconds
+                writer.writerow([job.folder.name, job.status, *chosen, *results, seconds, job.error])
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,170 @@
+"""The command: compose, check, seed, build, fit, summarise. `python run.py --help` tells how to use it."""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+import ncdd.config as config
+import ncdd.runfolder as runfolder
+from ncdd.sweep import announce
+
+log = logging.getLogger("ncdd")
+
+# What this file passes to a node by hand; check() knows that the YAML does not.
+DATA = {"in_channels", "image_size", "num_features", "num_classes"}
+WIRED: dict[str, set[str]] = {
+    "dataset": {"seed"},
+    "model": {"in_channels", "image_size"},
+    "head": {"num_features", "num_classes"},
+    "method": {"model", "head", "loss", "optimizer", "scheduler"},
+    "loss": {"logits", "features", "weight", "targets"},
+    "trainer": {"callbacks", "logger", "plugins", "default_root_dir", "enable_progress_bar"},
+    "logger": {"folder", "name", "group", "job_type", "tags", "config"},
+}
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> None:
+    """One job. A failure ends a single run with exit code 1; in a sweep it is noted, and the next job begins."""
+    job = HydraConfig.get()
+    folder, sweep = Path(job.runtime.output_dir), job.mode == RunMode.MULTIRUN
+    if sweep:
+        announce(Path(job.sweep.dir).resolve(), folder)
+    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
+    if not sweep and cfg.resume and (stopped := runfolder.unfinished(folder.parent, plain)):
+        folder.rmdir()  # Hydra made it for a new run
+        folder = stopped
+    try:
+        run = runfolder.open_run(folder, plain, resume=cfg.resume or sweep)
+    except (ValueError, OSError, RuntimeError) as error:
+        fail(error, None, sweep)
+        return
+    if run is None:
+        print(f"done already: {folder}")
+        return
+    handlers = start_logging(folder)
+    exit_code = 1
+    try:
+        train(cfg, plain, run, job)
+        run.done()
+        exit_code = 0
+    except Exception as error:
+        fail(error, run, sweep)
+    except SystemExit:  # how Lightning ends at Ctrl-C
+        sys.exit(f"stopped; `python run.py {' '.join(job.overrides.task)} resume=true` goes on: {folder}")
+    finally:
+        if wandb := sys.modules.get("wandb"):
+            wandb.finish(exit_code=exit_code)
+        stop_logging(handlers)
+
+
+def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, job: Any) -> None:
+    """Build what `cfg` names, train it, and show what came of it."""
+    # here, not above: `run.py --help` need not wait for them
+    import pytorch_lightning as pl
+    from hydra.utils import instantiate
+    from rich.console import Console
+
+    from ncdd.callbacks.guards import AtomicCheckpointIO
+    from ncdd.callbacks.record import Record
+    from ncdd.report.folder import read_summary
+    from ncdd.report.table import run_table
+
+    of_data = {"feature_dim"} if plain["model"].get("feature_dim") == "K" else set()
+    config.check(plain, WIRED | {"model": WIRED["model"] | of_data})
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+
+    data = instantiate(cfg.dataset, seed=cfg.seed)
+    data.setup()
+    shape = {"in_channels": data.in_channels, "image_size": data.image_size}
+    model = instantiate(cfg.model, **shape, **{name: data.num_classes for name in of_data})
+    head = instantiate(cfg.head, num_features=model.num_features, num_classes=data.num_classes)
+    parts = {name: instantiate(cfg[name]) for name in ("loss", "optimizer", "scheduler")}
+    method = instantiate(cfg.method, model=model, head=head, **parts)
+
+    choices = job.runtime.choices
+    facts = {"name": cfg.name, "overrides": list(job.overrides.task), "seed": cfg.seed}
+    record = Record(run.path, facts=facts)
+    about = {
+        "folder": run.path,
+        "name": run.path.name,
+        "group": cfg.name if job.mode == RunMode.MULTIRUN else None,
+        "job_type": choices.method,
+        "tags": [choices[group] for group in ("dataset", "model", "head", "loss", "optimizer")],
+        "config": plain,
+    }
+    loggers = [record.logger, *([instantiate(cfg.logger, **about)] if cfg.logger else [])]
+    callbacks = {name: instantiate(node) for name, node in cfg.callbacks.items()}
+    if not data.val_fraction:
+        callbacks.pop("best", None)
+    trainer = instantiate(
+        cfg.trainer,
+        callbacks=[*callbacks.values(), record],
+        logger=loggers,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=run.path,
+        enable_progress_bar=sys.stderr.isatty(),
+    )
+    total = sum(p.numel() for p in method.parameters())
+    trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    log.info("%s, %d classes, images %s", choices.dataset, data.num_classes, tuple(shape.values()))
+    log.info("%s + %s: %s parameters, %s trainable; features of dimension %d", choices.model, choices.head,
+             f"{total:,}", f"{trainable:,}", model.num_features)  # fmt: skip
+    if run.checkpoint:
+        log.info("going on from %s", run.checkpoint)
+    trainer.fit(method, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
+    Console().print(run_table(read_summary(run.path)))
+    print(f"figures, metrics.csv, summary.json and checkpoints are in {os.path.relpath(run.path)}")
+
+
+def fail(error: Exception, run: runfolder.RunFolder | None, sweep: bool) -> None:
+    """Say in one line (one a mistake) what went wrong; end the program unless a sweep goes on."""
+    if run:
+        run.failed(error)
+        log.debug("failed", exc_info=error)
+    expected = isinstance(error, ValueError | OSError | FloatingPointError | runfolder.AlreadyRunning)
+    message = str(error) if expected else f"{type(error).__name__}: {error}"
+    print(*(f"error: {line}" for line in message.splitlines()), sep="\n", file=sys.stderr)
+    if run:
+        print(f"the traceback is in {os.path.relpath(run.path / 'run.log')}", file=sys.stderr)
+    if not sweep:
+        sys.exit(1)
+
+
+def start_logging(folder: Path) -> list[logging.Handler]:
+    """Everything to run.log; to the terminal what ncdd says, and warnings of others, without tearing progress bars."""
+    from tqdm import tqdm
+
+    class Terminal(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tqdm.write(self.format(record))
+
+    terminal, file = Terminal(), logging.FileHandler(folder / "run.log")
+    terminal.addFilter(lambda r: r.name.startswith("ncdd") and r.levelno >= logging.INFO)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    log.setLevel(logging.DEBUG)
+    logging.captureWarnings(True)
+    for handler in (terminal, file):
+        root.addHandler(handler)
+    return [terminal, file]
+
+
+def stop_logging(handlers: list[logging.Handler]) -> None:
+    """The next job of a sweep has a log of its own."""
+    for handler in handlers:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""Every YAML composes, passes check() and its targets build; every kind of mistake is named."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import run
+from ncdd import config
+
+CONF = Path(__file__).parents[1] / "conf"
+CHOICES = sorted(p.relative_to(CONF).with_suffix("") for p in CONF.glob("*/*.yaml"))
+# what a group needs before it means anything
+NEEDS = {"dataset/distilled": ["dataset.path=set.safetensors"], "scheduler/cosine": []}
+
+
+def plain(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("config", list(overrides)), resolve=True)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_every_choice_composes_and_passes_check(choice):
+    group, name = choice.parts
+    config.check(plain(f"{group}={name}", *NEEDS.get(str(choice), [])), run.WIRED)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_every_choice_says_what_it_is(choice):
+    first = (CONF / f"{choice}.yaml").read_text().splitlines()
+    assert first[0].startswith("# "), "the first line of a group's YAML is a comment that says what it is"
+
+
+def test_head_etf_brings_its_method_unless_another_is_named():
+    assert plain("head=etf")["method"]["_target_"].endswith("FixedETF")
+    assert plain("head=etf", "method=classify")["method"]["_target_"].endswith("Classify")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+model.widht=3"], "model.widht: ncdd.models.ResNet takes no 'widht'; did you mean width?"),
+        (["+trainer.max_epoch=3"], "trainer.max_epoch: pytorch_lightning.Trainer takes no 'max_epoch'; did you mean"),
+        (["model.width=wide"], "model.width='wide': int expected"),
+        (["model.width=true"], "model.width=True: int expected"),
+        (["optimizer.lr=fast"], "optimizer.lr='fast'"),
+        (["head=etf", "head.scale=[1]"], "head.scale=[1]: float expected"),
+        (["~model.width"], "model.width: missing, ncdd.models.ResNet needs it"),
+        (["model._target_=ncdd.models.ResNett"], "model._target_: ncdd.models.ResNett: no 'ResNett' there; did you mean ResNet"),
+        (["model._target_=nowhere.Model"], "model._target_: nowhere.Model: no module 'nowhere'"),
+        (["dataset=distilled"], "dataset.path: must be given"),
+        (["+dataset.augment.flop=true"], "dataset.augment.flop: ncdd.data.Augment takes no 'flop'; did you mean flip?"),
+    ],
+)  # fmt: skip
+def test_check_names_the_mistake(overrides, message):
+    with pytest.raises(config.ConfigError) as caught:
+        config.check(plain(*overrides), run.WIRED)
+    assert message in str(caught.value)
+
+
+def test_check_reports_all_mistakes_at_once():
+    with pytest.raises(config.ConfigError) as caught:
+        config.check(plain("+model.widht=3", "optimizer.lr=fast", "+head.biass=1"), run.WIRED)
+    assert len(str(caught.value).splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=resnet19"], "resnet18"),
+        (["modell=resnet18"], "modell"),
+        (["+sede=1"], "sede"),
+        (["seed=one"], "seed"),
+    ],
+)
+def test_hydra_refuses_what_the_root_does_not_know(overrides, message):
+    with pytest.raises((HydraException, OmegaConfBaseException)) as caught:
+        plain(*overrides)
+    assert message in str(caught.value)
