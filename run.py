@@ -9,6 +9,7 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,7 +32,7 @@ WIRED: dict[str, set[str]] = {
 }
 
 
-@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
 def main(cfg: DictConfig) -> None:
     """One job. A failure ends a single run with exit code 1; in a sweep it is noted, and the next job begins."""
     job = HydraConfig.get()
@@ -50,7 +51,7 @@ def main(cfg: DictConfig) -> None:
     if run is None:
         print(f"done already: {folder}")
         return
-    handlers = start_logging(folder)
+    hydras = start_logging(folder)
     exit_code = 1
     try:
         train(cfg, plain, run, job)
@@ -63,7 +64,8 @@ def main(cfg: DictConfig) -> None:
     finally:
         if wandb := sys.modules.get("wandb"):
             wandb.finish(exit_code=exit_code)
-        stop_logging(handlers)
+        stop_logging(hydras)
+        run.lock.close()
 
 
 def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, job: Any) -> None:
@@ -79,7 +81,7 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
     from ncdd.report.table import run_table
 
     of_data = {"feature_dim"} if plain["model"].get("feature_dim") == "K" else set()
-    config.check(plain, WIRED | {"model": WIRED["model"] | of_data})
+    config.check({**plain, "model": {**plain["model"], **dict.fromkeys(of_data)}}, WIRED)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
     data = instantiate(cfg.dataset, seed=cfg.seed)
@@ -92,7 +94,7 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
 
     choices = job.runtime.choices
     facts = {"name": cfg.name, "overrides": list(job.overrides.task), "seed": cfg.seed}
-    record = Record(run.path, facts=facts)
+    record = Record(run.path, facts=facts, figures=cfg.figures)
     about = {
         "folder": run.path,
         "name": run.path.name,
@@ -127,6 +129,8 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
 
 def fail(error: Exception, run: runfolder.RunFolder | None, sweep: bool) -> None:
     """Say in one line (one a mistake) what went wrong; end the program unless a sweep goes on."""
+    while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # what the constructor said, without Hydra's frame around it
     if run:
         run.failed(error)
         log.debug("failed", exc_info=error)
@@ -150,20 +154,20 @@ def start_logging(folder: Path) -> list[logging.Handler]:
     terminal, file = Terminal(), logging.FileHandler(folder / "run.log")
     terminal.addFilter(lambda r: r.name.startswith("ncdd") and r.levelno >= logging.INFO)
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.setLevel(logging.INFO)
     log.setLevel(logging.DEBUG)
     logging.captureWarnings(True)
-    for handler in (terminal, file):
-        root.addHandler(handler)
-    return [terminal, file]
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    hydras, root.handlers = root.handlers, [terminal, file]
+    return hydras
 
 
-def stop_logging(handlers: list[logging.Handler]) -> None:
+def stop_logging(hydras: list[logging.Handler]) -> None:
     """The next job of a sweep has a log of its own."""
-    for handler in handlers:
-        logging.getLogger().removeHandler(handler)
+    root = logging.getLogger()
+    for handler in root.handlers:
         handler.close()
+    root.handlers = hydras
 
 
 if __name__ == "__main__":

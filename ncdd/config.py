@@ -20,6 +20,7 @@ class Config:
     name: str = "ncdd"
     seed: int = 0
     resume: bool = False
+    figures: bool = True
     dataset: Node = field(default_factory=dict)
     model: Node = field(default_factory=dict)
     head: Node = field(default_factory=dict)

@@ -19,7 +19,7 @@ import yaml
 
 LAST = Path("checkpoints") / "last.ckpt"
 # What may differ between a run and its resumption: it changes no number.
-UNCOMPARED = ("resume", "logger")
+UNCOMPARED = ("resume", "figures", "logger")
 
 
 @contextlib.contextmanager
@@ -74,14 +74,16 @@ def open_run(path: Path, config: Mapping[str, Any], *, resume: bool) -> RunFolde
     Raises ValueError where the folder belongs to a run of another config, and AlreadyRunning where it is in use.
     """
     path.mkdir(parents=True, exist_ok=True)
-    lock = _lock(path / ".lock")
-    if (path / "config.yaml").exists():
-        _same_config(path, config)
-        if (path / "DONE").exists():
-            return None
-    else:
-        write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-    (path / "FAILED").unlink(missing_ok=True)
+    with contextlib.ExitStack() as on_failure:
+        lock = on_failure.enter_context(_lock(path / ".lock"))
+        if (path / "config.yaml").exists():
+            _same_config(path, config)
+            if (path / "DONE").exists():
+                return None
+        else:
+            write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        (path / "FAILED").unlink(missing_ok=True)
+        on_failure.pop_all()
     checkpoint = path / LAST
     return RunFolder(path, checkpoint if resume and checkpoint.exists() else None, lock)
 

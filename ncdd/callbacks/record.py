@@ -31,9 +31,14 @@ class CSVLogger(Logger):
         self.rows: list[dict[str, Any]] = []
         self.columns: list[str] = ["epoch", "step"]
 
+    # Lightning puts checkpoints into save_dir/name/version/checkpoints of the first logger
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
     @property
     def name(self) -> str:
-        return "csv"
+        return ""
 
     @property
     def version(self) -> str:
@@ -80,11 +85,11 @@ class CSVLogger(Logger):
 class Record(pl.Callback):
     """Keeps metrics.csv in step with the checkpoints, and closes a run's folder with its summary and its figures.
 
-    facts: what summary.json holds besides the numbers (name, overrides, seed).
+    facts: what summary.json holds besides the numbers (name, overrides, seed).  figures: whether to draw them.
     """
 
-    def __init__(self, folder: Path, *, facts: Mapping[str, Any]) -> None:
-        self.folder, self.facts = folder, facts
+    def __init__(self, folder: Path, *, facts: Mapping[str, Any], figures: bool) -> None:
+        self.folder, self.facts, self.figures = folder, facts, figures
         self.logger = CSVLogger(folder / "metrics.csv")
         self._began = time.monotonic()
         self._seconds_before = 0.0
@@ -111,7 +116,7 @@ class Record(pl.Callback):
                     callback.geometry[""]["class_names"] = names
                 callback.save_geometry(self.folder / "collapse.npz")
         write_json(self.folder / "summary.json", self._summary(trainer, pl_module))
-        figures = draw(self.folder)
+        figures = draw(self.folder) if self.figures else []
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 logger.log_figures(figures, epoch=trainer.current_epoch)

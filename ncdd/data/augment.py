@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def _padded(images: Tensor, padding: int, fill: Tensor | float) -> Tensor:
-    """(B, C, H, W) -> (B, C, H + 2 padding, W + 2 padding), the border set to `fill`, a number or one a channel (C,)."""
+    """(B, C, H, W) -> (B, C, H + 2 padding, W + 2 padding), the border `fill`: a number or (C,) of them."""
     batch, channels, height, width = images.shape
     values = torch.as_tensor(fill, dtype=images.dtype, device=images.device).reshape(-1, 1, 1)
     out = values.expand(batch, channels, height + 2 * padding, width + 2 * padding).clone()

@@ -21,7 +21,7 @@ def rank_in_class(labels: Tensor, num_classes: int, generator: torch.Generator) 
 
 
 def split(labels: Tensor, num_classes: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Stratified (train indices, held-out indices): round(fraction n_k) of each class, always leaving one to train on."""
+    """Stratified (train indices, held-out indices): round(fraction n_k) of each class, never its last sample."""
     if not 0 <= fraction < 1:
         raise ValueError(f"val_fraction={fraction}: a fraction in [0, 1) is needed; 0 means no validation split")
     counts = labels.bincount(minlength=num_classes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,22 +31,21 @@ def distilled(*, path: str, real: Source | str | None, root: str, download: bool
     real: a Source, or the name of one of REAL, read from `root`; None: the dataset that the file's metadata names.
     """
     images, labels, metadata = _read(Path(path).expanduser().resolve())
-    name = metadata.get("dataset") if real is None else real
+    if not isinstance(real, Source):
+        real = _real(real or metadata.get("dataset"), path, root, download, image_size=images.shape[2])
+    images, labels = _match(path, images, labels, real)
+    normalisation = None
+    if "mean" in metadata and "std" in metadata:
+        normalisation = Normalisation(tuple(metadata["mean"]), tuple(metadata["std"]))
+    return Source(Images(images, labels), real.test, real.class_names, real.name, real.train, normalisation)
+
+
+def _real(name: str | None, path: str, root: str, download: bool, image_size: int) -> Source:
+    """The dataset called `name`, with images as large as the synthetic ones where a folder is resized on reading."""
     if name is None:
         raise ValueError(
             f"{path} does not say which dataset it stands for: set dataset.real to one of {', '.join(REAL)}"
         )
-    if isinstance(name, str):
-        name = _real(name, root, download, image_size=images.shape[2])
-    images, labels = _match(path, images, labels, name)
-    normalisation = None
-    if "mean" in metadata and "std" in metadata:
-        normalisation = Normalisation(tuple(metadata["mean"]), tuple(metadata["std"]))
-    train = Images(images, labels)
-    return Source(train, name.test, name.class_names, name.name, real=name.train, normalisation=normalisation)
-
-
-def _real(name: str, root: str, download: bool, image_size: int) -> Source:
     budget = 4 * 2**30  # bytes, as in conf/dataset
     readers: dict[str, Callable[..., Source]] = {
         "digits": sources.digits,
@@ -71,24 +71,27 @@ def _read(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
 def _read_safetensors(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
-            found = list(file.keys())
-            if not {"images", "labels"} <= set(found):
-                raise ValueError(f"{path} must hold the tensors images and labels; found {', '.join(found)}")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
             metadata = json.loads((file.metadata() or {}).get("ncdd", "{}"))
-            return file.get_tensor("images"), file.get_tensor("labels"), metadata
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
+    if not {"images", "labels"} <= tensors.keys():
+        raise ValueError(f"{path} must hold the tensors images and labels; found {', '.join(tensors)}")
+    return tensors["images"], tensors["labels"], metadata
 
 
 def _read_npz(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is damaged or no npz file")
     try:
         with np.load(path, allow_pickle=False) as file:
-            for images, labels in _NPZ_KEYS:
-                if images in file and labels in file:
-                    return torch.from_numpy(file[images]), torch.from_numpy(file[labels]), {}
-            raise ValueError(f"{path} must hold (images, labels) or (image, label); found {', '.join(file)}")
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged or no npz file ({error})") from error
+            arrays = {name: file[name] for name in file}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged or holds more than plain arrays ({error})") from error
+    for images, labels in _NPZ_KEYS:
+        if {images, labels} <= arrays.keys():
+            return torch.from_numpy(arrays[images]), torch.from_numpy(arrays[labels]), {}
+    raise ValueError(f"{path} must hold (images, labels) or (image, label); found {', '.join(arrays)}")
 
 
 def _match(path: str, images: Tensor, labels: Tensor, real: Source) -> tuple[Tensor, Tensor]:
@@ -109,7 +112,7 @@ def _match(path: str, images: Tensor, labels: Tensor, real: Source) -> tuple[Ten
         raise ValueError(f"{path}: images are {images.dtype}; normalised floats or uint8 pixels are needed")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels.squeeze(1)
-    if labels.ndim == 2 and labels.shape[1] != num_classes or labels.ndim not in (1, 2):
+    if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] != num_classes):
         raise ValueError(
             f"{path}: labels of shape {tuple(labels.shape)} do not fit the {num_classes} classes of {real.name}: "
             f"(N,) or (N, {num_classes}) is needed"

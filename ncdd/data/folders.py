@@ -41,7 +41,8 @@ def image_folder(*, root: str, download: bool, image_size: int, memory_budget: i
     if train.keys() != test.keys():
         raise ValueError(
             f"{folder}: train and {test_name} must hold the same classes; "
-            f"only in train: {_few(train.keys() - test.keys())}; only in {test_name}: {_few(test.keys() - train.keys())}"
+            f"only in train: {_few(train.keys() - test.keys())}; "
+            f"only in {test_name}: {_few(test.keys() - train.keys())}"
         )
     return _source(train, test, list(train), image_size, memory_budget, name="image_folder")
 
@@ -51,7 +52,7 @@ TINY_IMAGENET_URL = f"http://cs231n.stanford.edu/{TINY_IMAGENET}.zip"
 
 
 def tiny_imagenet(*, root: str, download: bool, image_size: int, memory_budget: int) -> Source:
-    """root/tiny-imagenet-200 as unpacked from its archive: 200 classes, 64 x 64; its labelled val split is the test set.
+    """root/tiny-imagenet-200 as unpacked from its archive: 200 classes, 64 x 64; its val split is the test set.
 
     Labels follow the sorted WordNet ids; a class is named by the first word of its entry in words.txt.
     """
@@ -70,7 +71,11 @@ def tiny_imagenet(*, root: str, download: bool, image_size: int, memory_budget: 
     train = {wnid: _files(folder / "train" / wnid / "images") for wnid in wnids}
     test: dict[str, list[str]] = {wnid: [] for wnid in wnids}
     for line in (folder / "val" / "val_annotations.txt").read_text().splitlines():
-        name, wnid = line.split("\t")[:2]
+        name, wnid = (*line.split("\t"), "")[:2]
+        if wnid not in test:
+            raise ValueError(
+                f"{folder / 'val/val_annotations.txt'}: the line {line[:60]!r} names no class of wnids.txt"
+            )
         test[wnid].append(str(folder / "val" / "images" / name))
     names = [words.get(wnid, wnid).split(",")[0] for wnid in wnids]
     return _source(train, test, names, image_size, memory_budget, name="tiny_imagenet")
@@ -101,22 +106,20 @@ def _few(names: set[str]) -> str:
 
 def _classes(split: Path) -> dict[str, list[str]]:
     """Sorted class name -> sorted image paths; hidden files and folders are passed over."""
-    names = sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and not entry.name.startswith("."))
-    return {name: _files(split / name) for name in names}
+    visible = sorted(entry for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return {entry.name: _files(entry) for entry in visible}
 
 
 def _files(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}")
-    names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    if not names:
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    if not paths:
         raise ValueError(f"{folder} is empty: every class folder needs at least one image")
-    for name in names:
-        if os.path.splitext(name)[1].lower() not in EXTENSIONS:
-            raise ValueError(
-                f"{folder / name} is not an image file: move it away, or use {', '.join(sorted(EXTENSIONS))}"
-            )
-    return [os.path.join(folder, name) for name in names]
+    for path in paths:
+        if path.suffix.lower() not in EXTENSIONS:
+            raise ValueError(f"{path} is not an image file: move it away, or use {', '.join(sorted(EXTENSIONS))}")
+    return [str(path) for path in paths]
 
 
 def _source(
@@ -139,7 +142,8 @@ def _source(
     if size <= memory_budget:
         splits = [_in_memory(images) for images in splits]
     else:
-        log.info("%s: %.1f GiB decoded is over source.memory_budget, so it stays on disk", name, size / 2**30)
+        what = "is over source.memory_budget, so it stays on disk: dataset.num_workers processes decode it each epoch"
+        log.info("%s: %.1f GiB decoded %s", name, size / 2**30, what)
     return Source(splits[0], splits[1], class_names, name)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -107,8 +108,8 @@ class ImageDataModule(pl.LightningDataModule):
         pixels = source.train.pixels
         if self.given and stated and not self.given.close_to(stated):
             raise ValueError(
-                f"dataset.mean={list(self.given.mean)}, dataset.std={list(self.given.std)} differ from what the synthetic "
-                f"set was normalised with, {list(stated.mean)}, {list(stated.std)}: set these, or null for both"
+                f"dataset.mean={list(self.given.mean)}, dataset.std={list(self.given.std)} differ from what the "
+                f"synthetic set was normalised with, {list(stated.mean)}, {list(stated.std)}: give these, or null"
             )
         known = self.given or stated
         if known is None and isinstance(pixels, Tensor) and pixels.is_floating_point():
@@ -189,7 +190,11 @@ class ImageDataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DeviceLoader | list[DeviceLoader]:
         """The validation split, or [] where there is none."""
-        return self._measure("val") if self.val_fraction else []
+        if self.val_fraction:
+            return self._measure("val")
+        # Lightning takes [] for no validation, but not without a word.
+        warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+        return []
 
     def test_dataloader(self) -> DeviceLoader:
         return self._measure("test")

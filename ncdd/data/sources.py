@@ -149,7 +149,7 @@ def _check_idx(path: Path) -> None:
 
 
 def _images(dataset: Any) -> Images:
-    """torchvision keeps (N, H, W), (N, H, W, 3) or (N, 3, H, W), as a tensor or an array, and labels as a list or both."""
+    """torchvision keeps (N, H, W), (N, H, W, 3) or (N, 3, H, W), a tensor or an array; labels also as a list."""
     pixels = torch.as_tensor(dataset.data)
     labels: Tensor = torch.as_tensor(dataset.labels if hasattr(dataset, "labels") else dataset.targets)
     if pixels.ndim == 3:

@@ -30,9 +30,7 @@ def report_sweep(folder: Path, console: Console) -> None:
     """Print the sweep's table and write sweep.csv."""
     jobs = job_folders(folder)
     if not jobs:
-        raise FileNotFoundError(
-            f"{folder}: neither a run folder (no metrics.csv or summary.json) nor one that holds any"
-        )
+        raise FileNotFoundError(f"{folder}: neither a run folder nor one that holds any")
     console.print(sweep_table(jobs))
     console.print(str(write_sweep_csv(jobs, folder / "sweep.csv")), soft_wrap=True, highlight=False, markup=False)
 

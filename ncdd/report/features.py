@@ -149,7 +149,9 @@ def _plane(ax: Axes, sample: Sample, view: View, geometry: Geometry, colours: ND
     ax.text(0.99, 0.01, note, transform=ax.transAxes, ha="right", fontsize=SMALL, color=MUTED)
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach))
     ax.set_aspect("equal", adjustable="box")
-    ax.set_xlabel(f"unit: mean norm of the centred class means ({next(iter(geometry.samples))})", fontsize=SMALL, color=MUTED)
+    ax.set_xlabel(
+        f"unit: mean norm of the centred class means ({next(iter(geometry.samples))})", fontsize=SMALL, color=MUTED
+    )
     shown = _shown(sample, view)
     for k, mean in zip(shown, view(sample.mean[shown]), strict=True):
         above = mean[1] > 0.5

@@ -53,7 +53,7 @@ def _write(figure: Figure, path: Path) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
         figure.savefig(temporary, format=path.suffix[1:])
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     return path

@@ -173,13 +173,14 @@ def is_run(folder: Path) -> bool:
 
 
 def job_folders(sweep: str | os.PathLike[str]) -> list[Path]:
-    """The run folders anywhere below a sweep's folder, 2 before 10."""
+    """The run folders anywhere below a sweep's folder, 2 before 10 and 0.001 before 0.01."""
     found: list[Path] = []
     for folder, below, _ in os.walk(sweep):
         runs = [name for name in below if is_run(Path(folder, name))]
         found += [Path(folder, name) for name in runs]
         below[:] = [name for name in below if name not in runs]
-    return sorted(found, key=lambda path: [(int(n or 0), s) for n, s in re.findall(r"(\d+)|(\D+)", str(path))])
+    pieces = re.compile(r"(\d+(?:\.\d+)?(?:e[-+]?\d+)?)|(\D+)")
+    return sorted(found, key=lambda path: ([(float(n or 0), text) for n, text in pieces.findall(str(path))], path))
 
 
 def job_status(folder: Path) -> str:

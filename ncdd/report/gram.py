@@ -89,5 +89,6 @@ def _matrix(ax: Axes, matrix: Array, names: list[str], title: str, limit: float)
         for (row, column), value in np.ndenumerate(matrix):
             if np.isfinite(value):
                 colour = "white" if abs(value) > 0.6 * limit else "#333333"
-                ax.text(column, row, _cosine_text(value), ha="center", va="center", color=colour, fontsize=SMALL)
+                text = ax.text(column, row, _cosine_text(value), ha="center", va="center", color=colour, fontsize=SMALL)
+                text.set_in_layout(False)  # it is inside its cell: no need to measure it
     return image

@@ -6,6 +6,7 @@ Only ASCII and no colour is needed to read them: piped into a file they are plai
 import csv
 import math
 import os
+import re
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,11 +27,12 @@ ROWS = (
     ("NC1  tr(Sw Sb^+)/K", "nc1_pinv"),
     ("NC2  ETF error of M", "nc2_etf_M"),
     ("NC2  ETF error of W", "nc2_etf_W"),
-    ("NC3  self-duality error", "nc3_dual_etf"),
+    ("NC3  self-duality", "nc3_dual_etf"),
     ("NC4  agreement", "nc4_agree_bias"),
 )
+SPLITS = (("train", "/"), ("val", "/nc"), ("test", "/"), ("real", "/nc"))  # val has columns only with collapse
 RESULTS = (
-    ("test acc", "test/accuracy"),
+    ("acc %", "test/accuracy"),
     ("NC1", "train/nc1_pinv"),
     ("NC2", "train/nc2_etf_M"),
     ("NC3", "train/nc3_dual_etf"),
@@ -50,9 +52,8 @@ def number(metric: str, value: float | None) -> str:
 
 def run_table(summary: Summary) -> RenderableType:
     """Accuracy, loss and NC1 to NC4 before and after training, on train and on test."""
-    splits = [s for s in ("train", "val", "test", "real") if any(name.startswith(f"{s}/") for name in summary["final"])]
-    table = Table(box=box.SIMPLE_HEAD, title=_run_title(summary), title_justify="left", title_style="bold")
-    table.add_column("")
+    splits = [s for s, measured in SPLITS if any(name.startswith(s + measured) for name in summary["final"])]
+    table = _table(_run_title(summary), [""])
     for split in splits:
         table.add_column(f"{split}: initial", justify="right", no_wrap=True)
         table.add_column("-> final", justify="right", no_wrap=True, style="bold")
@@ -65,7 +66,7 @@ def run_table(summary: Summary) -> RenderableType:
     return table
 
 
-def _run_title(summary: Summary) -> Text:
+def _run_title(summary: Summary) -> str:
     facts = [str(summary.get("name") or "run")]
     if summary.get("epochs") is not None:
         facts.append(f"{summary['epochs']} epochs")
@@ -73,7 +74,7 @@ def _run_title(summary: Summary) -> Text:
         facts.append(f"{seconds:.1f} s")
     if isinstance(parameters := summary.get("parameters"), dict) and "total" in parameters:
         facts.append(f"{parameters['total']:,} parameters")
-    return Text(", ".join(facts))
+    return escape(", ".join(facts))
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def read_job(folder: Path) -> Job:
         if status == "done" or (folder / "summary.json").exists():
             summary = read_summary(folder)
     except (ValueError, FileNotFoundError) as problem:
-        error = str(problem)
+        error = str(problem).removeprefix(f"{folder}{os.sep}")
     if status == "failed":
         error = error_line(folder)
     final, seconds = (summary["final"], summary.get("seconds")) if summary else ({}, None)
@@ -108,8 +109,12 @@ def _keys(jobs: Sequence[Job]) -> list[str]:
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
-    """The overrides that differ between the jobs; of a single job, all."""
-    return [key for key in _keys(jobs) if len(jobs) == 1 or len({job.overrides.get(key) for job in jobs}) > 1]
+    """The overrides that differ between the jobs; of a single job, all.
+
+    That a job without a summary does not name an override, tells nothing.
+    """
+    values = {key: {job.overrides.get(key) for job in jobs if job.final or key in job.overrides} for key in _keys(jobs)}
+    return [key for key in values if len(jobs) == 1 or len(values[key]) > 1]
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
@@ -124,10 +129,14 @@ def sweep_table(folders: Sequence[str | os.PathLike[str]]) -> RenderableType:
     jobs = [read_job(Path(folder)) for folder in folders]
     swept = swept_keys(jobs)
     parts: list[RenderableType] = [_jobs_table(jobs, swept)]
+    parts.append(Text("\nacc: on test; NC1, NC2 (of M) and NC3: on train"))
+    if same := [f"{key}={jobs[0].overrides[key]}" for key in _keys(jobs[:1]) if key not in swept]:
+        parts.append(Text(f"all with {' '.join(same)}"))
     if "seed" in swept and any(job.final for job in jobs):
-        parts.append(_seeds_table(jobs, [key for key in swept if key != "seed"]))
+        parts += [Text(), _seeds_table(jobs, [key for key in swept if key != "seed"])]
+    parts += [Text()] * any(job.error for job in jobs)
     parts += [
-        Text.assemble((f" {n} {job.status}", STATUS_STYLE[job.status]), f"  {job.folder.name}: {job.error}")
+        Text.assemble((f"{n} {job.status}", STATUS_STYLE[job.status]), f"  {job.folder.name}: {job.error}")
         for n, job in enumerate(jobs, start=1)
         if job.error
     ]
@@ -136,12 +145,13 @@ def sweep_table(folders: Sequence[str | os.PathLike[str]]) -> RenderableType:
 
 def _jobs_table(jobs: Sequence[Job], swept: list[str]) -> Table:
     counts = [f"{n} {status}" for status in STATUS_STYLE if (n := sum(job.status == status for job in jobs))]
-    fixed = [f"{key}={jobs[0].overrides[key]}" for key in _keys(jobs) if key not in swept]
-    table = _results_table(f"{len(jobs)} jobs: {', '.join(counts)}", ["job", "status"], swept, ["seconds"])
-    table.caption = Text("all with " + " ".join(fixed)) if fixed else None
+    table = _table(": ".join([f"{len(jobs)} jobs", *[", ".join(counts)] * bool(counts)]), ["", "status"])
+    _add_overrides(table, swept)
+    for name in [name for name, _ in RESULTS] + ["sec"]:
+        table.add_column(name, justify="right", no_wrap=True)
     for n, job in enumerate(jobs, start=1):
-        results = [number(metric, job.final.get(metric)) for _, metric in RESULTS]
-        seconds = "-" if job.seconds is None else f"{job.seconds:.1f}"
+        results = [number(metric, job.final.get(metric)).removesuffix(" %") for _, metric in RESULTS]
+        seconds = "-" if job.seconds is None else f"{job.seconds:.{0 if job.seconds >= 10 else 1}f}"
         status = Text(job.status, style=STATUS_STYLE[job.status])
         table.add_row(str(n), status, *_override_cells(job, swept), *results, seconds)
     return table
@@ -153,7 +163,10 @@ def _seeds_table(jobs: Sequence[Job], swept: list[str]) -> Table:
     for job in jobs:
         if job.status == "done" and job.final:
             groups.setdefault(tuple(job.overrides.get(key) for key in swept), []).append(job)
-    table = _results_table("over seeds: mean +- standard deviation", [], swept, [], first="n")
+    table = _table("over seeds: mean (standard deviation)", [])
+    _add_overrides(table, swept)
+    for name in ["n"] + [name for name, _ in RESULTS]:
+        table.add_column(name, justify="right", no_wrap=True)
     for group in groups.values():
         values = [(metric, [job.final[metric] for job in group if metric in job.final]) for _, metric in RESULTS]
         results = [_mean_and_deviation(metric, of_group) for metric, of_group in values]
@@ -162,23 +175,30 @@ def _seeds_table(jobs: Sequence[Job], swept: list[str]) -> Table:
 
 
 def _mean_and_deviation(metric: str, values: list[float]) -> str:
-    mean = number(metric, float(np.mean(values)) if values else None)
-    return mean if len(values) < 2 else f"{mean} +- {number(metric, float(np.std(values, ddof=1)))}"
+    mean = number(metric, float(np.mean(values)) if values else None).removesuffix(" %")
+    if len(values) < 2:
+        return mean
+    deviation = float(np.std(values, ddof=1))
+    return f"{mean}\n({100 * deviation:.2f})" if "accuracy" in metric else f"{mean}\n({deviation:.2g})"
 
 
-def _results_table(title: str, left: list[str], swept: list[str], right: list[str], first: str = "") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", caption_justify="left")
-    for name in left:
+def _table(title: str, columns: list[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.title, table.title_justify, table.title_style = title, "left", "bold"
+    for name in columns:
         table.add_column(name, no_wrap=True)
-    for name in short_names(swept).values():
-        table.add_column(escape(name), max_width=WIDEST, overflow="fold")
-    for name in [first] * bool(first) + [name for name, _ in RESULTS] + right:
-        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
+def _add_overrides(table: Table, swept: list[str]) -> None:
+    """A column for each override, narrow: names are broken at their dots and underscores."""
+    for name in short_names(swept).values():
+        table.add_column(escape(re.sub(r"(?<=[._])(?=.)", "\n", name)), no_wrap=True)
+
+
 def _override_cells(job: Job, swept: list[str]) -> list[str]:
-    return [escape(job.overrides.get(key, "-")) for key in swept]
+    values = [job.overrides.get(key, "-") for key in swept]
+    return [escape("\n".join(v[at : at + WIDEST] for at in range(0, len(v), WIDEST))) for v in values]
 
 
 def write_sweep_csv(folders: Sequence[str | os.PathLike[str]], path: str | os.PathLike[str]) -> Path:
@@ -197,7 +217,7 @@ def write_sweep_csv(folders: Sequence[str | os.PathLike[str]], path: str | os.Pa
                 chosen = [job.overrides.get(key, "") for key in overrides]
                 seconds = "" if job.seconds is None else job.seconds
                 writer.writerow([job.folder.name, job.status, *chosen, *results, seconds, job.error])
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     return path

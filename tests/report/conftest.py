@@ -99,7 +99,19 @@ def write_run(
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw with few pixels: fast."""
+    monkeypatch.setattr("ncdd.report.style.DPI", 40)
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """make_run("name", K=3, ...): a finished run's folder below tmp_path."""
     return lambda name="run", **options: write_run(tmp_path / name, **options)
+
+
+@pytest.fixture(name="geometry_arrays")
+def geometry_arrays_fixture() -> Callable[..., dict[str, Any]]:
+    """geometry_arrays(K=4, ...): the arrays of a collapse.npz."""
+    return geometry_arrays

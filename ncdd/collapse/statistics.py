@@ -1,0 +1,181 @@
+"""Class means and scatter of features, exact where collapse happens: cached in two passes, or streamed in one.
+
+Legend: N samples, D features, K classes. Sums over samples are float64 totals of deviations, never ``E[xx'] - mm'``,
+which loses every digit once the within-class spread is small beside the means. ``precision`` chooses the matrix
+products only: "exact" multiplies in float64, "fast" in float32 (TF32 off) with float64 totals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Precision = Literal["exact", "fast"]
+PRODUCT_DTYPE = {"exact": torch.float64, "fast": torch.float32}
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of every class; two disjoint shards merge into those of their union.
+
+    count_K int64; mean_KD float64; square_K, the sum of ``||x - mean||^2`` over a class; scatter_DD, the sum of
+    ``(x - mean)(x - mean)'`` over all samples, each about its own class mean, or None where nobody needs it.
+    """
+
+    count_K: Tensor
+    mean_KD: Tensor
+    square_K: Tensor
+    scatter_DD: Tensor | None = None
+
+    @property
+    def total(self) -> int:
+        return int(self.count_K.sum())
+
+    def select(self, classes: Tensor) -> Moments:
+        """The same samples with the (empty) classes outside ``classes`` left out."""
+        return Moments(self.count_K[classes], self.mean_KD[classes], self.square_K[classes], self.scatter_DD)
+
+    def within_DD(self) -> Tensor:
+        """The sample-weighted within-class covariance Sw."""
+        assert self.scatter_DD is not None
+        return self.scatter_DD / self.total
+
+
+def merge_moments(a: Moments, b: Moments) -> Moments:
+    """Chan, Golub & LeVeque (1983), class by class: exact for shards of any size, empty ones included."""
+    count = a.count_K + b.count_K
+    fraction = b.count_K / count.clamp(min=1)
+    # an empty class has no mean: its placeholder must not reach the other shard
+    shift = torch.where(((a.count_K > 0) & (b.count_K > 0))[:, None], b.mean_KD - a.mean_KD, 0.0)
+    mean = torch.where((a.count_K > 0)[:, None], a.mean_KD + fraction[:, None] * shift, b.mean_KD)
+    pull_K = a.count_K * fraction
+    scatter = None
+    if a.scatter_DD is not None and b.scatter_DD is not None:
+        scatter = a.scatter_DD + b.scatter_DD + shift.T @ (pull_K[:, None] * shift)
+    return Moments(count, mean, a.square_K + b.square_K + pull_K * shift.square().sum(dim=1), scatter)
+
+
+@dataclass
+class ShiftedSums:
+    """One-pass accumulator: sums of ``z = x - pilot_y``, the pilot of a class being the first sample of it.
+
+    The shift takes the means out before anything is squared, so the later correction to the true mean cancels next to
+    nothing. Batch size and order only change rounding. All tensors live on one device and are updated in place.
+    """
+
+    pilot_KD: Tensor
+    count_K: Tensor
+    sum_KD: Tensor
+    square_K: Tensor
+    scatter_DD: Tensor
+
+    @classmethod
+    def zeros(cls, num_classes: int, num_features: int, device: torch.device | str | None = None) -> ShiftedSums:
+        def new(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        K, D = num_classes, num_features
+        return cls(new(K, D), new(K).long(), new(K, D), new(K), new(D, D))
+
+    @classmethod
+    def of(cls, moments: Moments) -> ShiftedSums:
+        """An accumulator that goes on from ``moments``, with the means as pilots."""
+        assert moments.scatter_DD is not None
+        m = moments
+        return cls(m.mean_KD.clone(), m.count_K, torch.zeros_like(m.mean_KD), m.square_K, moments.scatter_DD)
+
+    def update(self, features_ND: Tensor, labels_N: Tensor, precision: Precision = "exact") -> None:
+        with measuring(features_ND.device):
+            self._seed_pilots(features_ND, labels_N)
+            for x, y in chunks(features_ND, labels_N, products=True):
+                z = deviations(x, y, self.pilot_KD)
+                self.count_K += class_counts(y, len(self.count_K))
+                self.sum_KD.index_add_(0, y, z)
+                self.square_K.index_add_(0, y, row_squares(z))
+                add_gram(self.scatter_DD, z, precision)
+
+    def _seed_pilots(self, features: Tensor, labels: Tensor) -> None:
+        position = (self.count_K == 0)[labels].nonzero().squeeze(1)
+        if len(position):
+            first = torch.full_like(self.count_K, len(labels))
+            first.scatter_reduce_(0, labels[position], position, "amin")
+            new = (first < len(labels)).nonzero().squeeze(1)
+            self.pilot_KD[new] = features[first[new]].double()
+
+    def moments(self) -> Moments:
+        with measuring(self.sum_KD.device):
+            shift = self.sum_KD / self.count_K.clamp(min=1)[:, None]
+            square = self.square_K - self.count_K * shift.square().sum(dim=1)
+            scatter = self.scatter_DD - shift.T @ self.sum_KD
+            return Moments(self.count_K.clone(), self.pilot_KD + shift, square.clamp(min=0), scatter)
+
+
+def class_counts(labels_N: Tensor, num_classes: int) -> Tensor:
+    """(K,) int64, without the host synchronisation of ``torch.bincount``."""
+    return labels_N.new_zeros(num_classes).index_add_(0, labels_N, torch.ones_like(labels_N))
+
+
+def class_means(features_ND: Tensor, labels_N: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Counts (K,) and class means (K, D) in float64; the mean of an empty class is NaN."""
+    count = class_counts(labels_N, num_classes)
+    # one common shift takes the offset out of the sums
+    shift = features_ND[0].double()
+    total = torch.zeros(num_classes, features_ND.shape[1], dtype=torch.float64, device=features_ND.device)
+    for x, y in chunks(features_ND, labels_N):
+        total.index_add_(0, y, x.to(torch.float64, copy=True).sub_(shift))
+    return count, total / count[:, None] + shift
+
+
+def chunks(
+    features_ND: Tensor, labels_N: Tensor, *others: Tensor, products: bool = False
+) -> Iterator[tuple[Tensor, ...]]:
+    """Row blocks of all tensors: small enough that the temporaries of a block stay in cache.
+
+    ``products`` asks for blocks deep enough to pay for adding a D x D product to its total.
+    """
+    width = features_ND.shape[1]
+    rows = max(2048 if products else 256, 2**18 // width)
+    yield from zip(*(t.split(rows) for t in (features_ND, labels_N, *others)), strict=True)
+
+
+def deviations(x_BD: Tensor, y_B: Tensor, centre_KD: Tensor) -> Tensor:
+    """``x - centre_y`` in float64, whatever the type of x: at collapse all digits are in this difference."""
+    centre = centre_KD.index_select(0, y_B)
+    return torch.sub(x_BD.double(), centre, out=centre)
+
+
+def row_squares(z_BD: Tensor) -> Tensor:
+    """``||z||^2`` of every row, in float64 (by the norm, which needs no temporary)."""
+    return torch.linalg.vector_norm(z_BD, dim=1).double().square()
+
+
+def add_gram(total_DD: Tensor, z_BD: Tensor, precision: Precision) -> None:
+    """``total += z'z``, the product in the chosen precision and the total in float64."""
+    if precision == "exact" and z_BD.dtype == torch.float64:
+        total_DD.addmm_(z_BD.T, z_BD)
+    else:
+        z_BD = z_BD.to(PRODUCT_DTYPE[precision])
+        total_DD += z_BD.T @ z_BD
+
+
+@contextmanager
+def measuring(device: torch.device) -> Iterator[None]:
+    """No graph, no autocast, no TF32 or bfloat16 products; what is made inside may be updated in any mode later."""
+    matmuls = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    before = [m.fp32_precision for m in matmuls]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        try:
+            for m in matmuls:
+                m.fp32_precision = "ieee"
+            yield
+        finally:
+            for m, precision in zip(matmuls, before, strict=True):
+                m.fp32_precision = precision

@@ -1,0 +1,162 @@
+"""The command, whole: what a run leaves, what a sweep does, and what a mistake says."""
+
+import csv
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tests.run.conftest import TINY, only_run
+
+LEFT = ["DONE", "checkpoints/last.ckpt", "collapse.npz", "config.yaml", "figures/collapse.png", "figures/curves.png",
+        "figures/features.png", "figures/gram.png", "metrics.csv", "run.log", "summary.json"]  # fmt: skip
+
+
+def rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_everything_a_user_looks_for(command, tmp_path):
+    code, out, err = command(*TINY, "head=etf", "dataset.val_fraction=0.2", "figures=true")
+    assert code == 0, err
+    folder = only_run(tmp_path)
+    assert not [name for name in [*LEFT, "checkpoints/best.ckpt"] if not (folder / name).exists()]
+    assert not list(folder.rglob("*.tmp"))
+    assert "NC1" in out and str(folder.relative_to(tmp_path)) in out
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["epochs"] == 2
+    assert summary["parameters"] == {"total": 64 * 16 + 16 + 32 + 16 * 10 + 10, "trainable": 64 * 16 + 16 + 32 + 10}
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["width"] == 16
+    measured = [row for row in rows(folder / "metrics.csv") if row["train/nc1_pinv"]]
+    assert [row["epoch"] for row in measured] == ["0", "1", "2"]
+    assert float(measured[-1]["test/nc1_pinv"]) == summary["final"]["test/nc1_pinv"]
+    assert max(float(row["val/accuracy"]) for row in rows(folder / "metrics.csv") if row["val/accuracy"]) == pytest.approx(
+        summary["best"]["val/accuracy"]
+    )
+
+    with np.load(folder / "collapse.npz") as geometry:
+        gram = geometry["weight"] @ geometry["weight"].T
+    np.testing.assert_allclose(gram, np.eye(10) * 10 / 9 - 1 / 9, atol=1e-6)
+
+
+def test_the_same_command_gives_the_same_numbers(command, tmp_path):
+    for name in ("a", "b"):
+        assert command(*TINY, f"hydra.run.dir={name}")[0] == 0
+    assert (tmp_path / "a/metrics.csv").read_text() == (tmp_path / "b/metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    "choice",
+    ["optimizer=adam", "optimizer=adamw", "optimizer=lbfgs", "scheduler=step", "scheduler=multistep",
+     "scheduler=constant", "loss=mse", "loss=label_smoothing", "loss=dot_regression", "trainer=debug", "head=etf",
+     "model=convnet model.width=4", "model=resnet18 model.width=4", "model=resnet34 model.width=2",
+     "model=resnet50 model.width=2", "model=mlp model.feature_dim=K", "head=etf method.normalize_features=true",
+     "callbacks.collapse.memory_budget=0", "method.feature_decay=1e-4 method.body_decay=0"],
+)  # fmt: skip
+def test_every_choice_trains(command, choice):
+    overrides = [o for o in TINY if not o.startswith(("model", "trainer"))] + ["trainer.max_epochs=1"]
+    model = [] if choice.startswith("model") else ["model=mlp", "model.width=16", "model.depth=1"]
+    code, _, err = command(*overrides, *model, *choice.split())
+    assert code == 0, err
+
+
+def test_a_sweep_skips_what_is_done_survives_a_failure_and_tells_of_it(command, tmp_path):
+    sweep = ["-m", *TINY, "name=widths", "model.width=8,16", "model.norm=batch,bogus"]
+    code, out, err = command(*sweep)
+    assert code == 1
+    assert "2 of 4 jobs done" in out
+    assert "norm='bogus': choose from batch, none" in err
+    jobs = {job.name: job for job in (tmp_path / "multirun/widths").iterdir() if job.is_dir()}
+    assert len(jobs) == 4
+    failed = [job for name, job in jobs.items() if "bogus" in name]
+    assert all((job / "FAILED").read_text().startswith("ValueError: norm='bogus'") for job in failed)
+    assert all("Traceback" in (job / "run.log").read_text() for job in failed)
+    table = rows(tmp_path / "multirun/widths/sweep.csv")
+    assert sorted(row["status"] for row in table) == ["done", "done", "failed", "failed"]
+
+    stamps = {name: (job / "metrics.csv").stat().st_mtime_ns for name, job in jobs.items() if job not in failed}
+    code, out, _ = command(*sweep)
+    assert code == 1
+    assert out.count("done already") == 2
+    assert stamps == {name: (jobs[name] / "metrics.csv").stat().st_mtime_ns for name in stamps}
+    code, out, _ = command("-m", *TINY, "name=widths", "model.width=8,16", "model.norm=batch")
+    assert code == 0
+    assert "2 of 2 jobs done" in out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+model.widht=3"], "error: model.widht: ncdd.models.MLP takes no 'widht'; did you mean width?"),
+        (["model.width=wide"], "error: model.width='wide': int expected"),
+        (["head=etf", "model.feature_dim=5"], "num_classes=10"),
+        (["optimizer.lr=1e30", "trainer.max_epochs=9"], "the loss is not finite since step"),
+        (["dataset=mnist", "dataset.download=false"], "MNIST"),
+        (["dataset=distilled", "dataset.path=none.safetensors"], "none.safetensors"),
+        (["head=linear", "method=etf"], "method=etf with a trainable head (Linear): choose head=etf"),
+        (
+            ["head=etf", "method.normalize_features=true", "method.feature_decay=1e-4"],
+            "feature_decay=0.0001 has no gradient with normalize_features=true",
+        ),
+    ],
+)
+def test_a_mistake_is_one_clear_line(command, tmp_path, overrides, message):
+    dataset = [] if any(o.startswith("dataset=") for o in overrides) else TINY
+    base = [o for o in (dataset or [o for o in TINY if not o.startswith("dataset.samples")])
+            if not ("dataset.batch" in o and not dataset)]  # fmt: skip
+    code, _, err = command(*base, *overrides)
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 1
+    assert len(lines) == 1
+    assert message in lines[0]
+    folder = only_run(tmp_path)
+    assert (folder / "FAILED").exists()
+    assert "Traceback" in (folder / "run.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=resnet19"], "Could not find 'model/resnet19'"),
+        (["model.widht=3"], "model.widht"),
+        (["sede=3"], "sede"),
+    ],
+)
+def test_hydra_names_what_it_does_not_know(command, overrides, message):
+    code, _, err = command(*overrides)
+    assert code == 1
+    assert message in err
+
+
+def test_a_nan_keeps_the_last_finite_checkpoint(command, tmp_path):
+    code, _, err = command(*TINY, "trainer.max_epochs=9", "optimizer.lr=1e12", "loss=mse")
+    assert code == 1
+    assert "not finite since step" in err
+    last = only_run(tmp_path) / "checkpoints/last.ckpt"
+    if last.exists():
+        weights = torch.load(last, weights_only=True)["state_dict"].values()
+        assert all(bool(torch.isfinite(w).all()) for w in weights)
+
+
+def test_a_damaged_checkpoint_is_named(command, tmp_path):
+    assert command(*TINY, "hydra.run.dir=runs/a")[0] == 0
+    folder = tmp_path / "runs/a"
+    (folder / "DONE").unlink()
+    last = folder / "checkpoints/last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    assert not zipfile.is_zipfile(last)
+    code, _, err = command(*TINY, "hydra.run.dir=runs/b", "resume=true")
+    assert code == 1
+    assert f"checkpoint {last} is damaged or not a checkpoint" in err
+
+
+def test_a_folder_that_cannot_be_made_is_named(command, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = command(*TINY, "hydra.run.dir=file/run")
+    assert code == 1
+    assert "file/run" in err
