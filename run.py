@@ -28,7 +28,7 @@ WIRED: dict[str, set[str]] = {
     "method": {"model", "head", "loss", "optimizer", "scheduler"},
     "loss": {"logits", "features", "weight", "targets"},
     "trainer": {"callbacks", "logger", "plugins", "default_root_dir", "enable_progress_bar"},
-    "logger": {"folder", "name", "group", "job_type", "tags", "config"},
+    "logger": {"folder", "name", "group", "job_type", "tags", "settings"},
 }
 
 
@@ -101,7 +101,7 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
         "group": cfg.name if job.mode == RunMode.MULTIRUN else None,
         "job_type": choices.method,
         "tags": [choices[group] for group in ("dataset", "model", "head", "loss", "optimizer")],
-        "config": plain,
+        "settings": runfolder.flat(plain),  # flat: instantiate would build its nodes
     }
     loggers = [record.logger, *([instantiate(cfg.logger, **about)] if cfg.logger else [])]
     callbacks = {name: instantiate(node) for name, node in cfg.callbacks.items()}

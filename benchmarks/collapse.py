@@ -54,13 +54,13 @@ def streamed(data: dict[str, Tensor], second_pass: bool = False, **choices: obje
 
 
 def interleaved(ways: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each way, the ways taking turns so that a slow moment of the machine hits all of them."""
+    """Median CPU seconds of each way, the ways taking turns so that a slow moment of the machine hits all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start = time.process_time()
             way()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 

@@ -4,8 +4,9 @@ import difflib
 import inspect
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import import_module
+from pathlib import PurePath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -46,7 +47,9 @@ def check(config: Mapping[str, Any], wired: Mapping[str, Collection[str]]) -> No
     config: plain containers, resolved.  wired: by path of a node, the arguments that the program itself passes to it.
     Each target's signature is bound: unknown arguments (with the nearest known one), missing ones, wrong types.
     """
-    mistakes = list(_mistakes(config, "", wired))
+    known = {f.name for f in fields(Config)}
+    mistakes = [f"{key}: no such setting; {suggest(key, known)}" for key in config if key not in known]
+    mistakes += _mistakes(config, "", wired)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
 
@@ -125,6 +128,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if isinstance(value, Mapping) and "_target_" in value:
         return True
     origin, arguments = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
     if origin in (Union, types.UnionType):
         return any(_fits(value, argument) for argument in arguments)
     if origin is Literal:
@@ -133,14 +138,12 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str):
-        return isinstance(value, hint)
-    if hint is type(None):
-        return value is None
     if inspect.isclass(origin) and issubclass(origin, Collection) and not issubclass(origin, Mapping):
         return isinstance(value, list | tuple) and all(_fits(item, a) for item in value for a in arguments[:1])
     if inspect.isclass(origin) and issubclass(origin, Mapping):
         return isinstance(value, Mapping)
+    if inspect.isclass(hint) and origin is None and not getattr(hint, "_is_protocol", False):
+        return isinstance(value, hint) or (isinstance(value, str) and issubclass(hint, PurePath))
     return True
 
 

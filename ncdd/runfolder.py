@@ -118,8 +118,8 @@ def _same_config(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _differences(path: Path, config: Mapping[str, Any]) -> list[str]:
-    stored = _flat(yaml.safe_load((path / "config.yaml").read_text()) or {})
-    wanted = _flat(config)
+    stored = flat(yaml.safe_load((path / "config.yaml").read_text()) or {})
+    wanted = flat(config)
     return [
         f"{key}: {stored.get(key)} there, {wanted.get(key)} now"
         for key in sorted(stored.keys() | wanted.keys())
@@ -127,7 +127,8 @@ def _differences(path: Path, config: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _flat(node: Any, path: str = "") -> dict[str, Any]:
+def flat(node: Any, path: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with dotted keys."""
     if isinstance(node, Mapping) and node:
-        return {k: v for key, child in node.items() for k, v in _flat(child, f"{path}.{key}" if path else key).items()}
+        return {k: v for key, child in node.items() for k, v in flat(child, f"{path}.{key}" if path else key).items()}
     return {path: node}

@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 
 def tensorboard(
-    *, folder: Path, name: str, group: str | None, job_type: str, tags: Sequence[str], config: Mapping[str, Any]
+    *, folder: Path, name: str, group: str | None, job_type: str, tags: Sequence[str], settings: Mapping[str, Any]
 ) -> TensorBoardLogger:
     """Lightning's logger, writing to FOLDER/tensorboard; `tensorboard --logdir runs` shows all runs."""
     return TensorBoardLogger(folder, name="tensorboard", version="")

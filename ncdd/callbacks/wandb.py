@@ -36,7 +36,7 @@ class WandbLogger(pl_loggers.WandbLogger):
         group: str | None,
         job_type: str,
         tags: Sequence[str],
-        config: Mapping[str, Any],
+        settings: Mapping[str, Any],
         project: str,
         entity: str | None,
         directory: str,
@@ -56,7 +56,7 @@ class WandbLogger(pl_loggers.WandbLogger):
             group=group,
             job_type=job_type,
             tags=list(tags),
-            config=dict(config),
+            config=dict(settings),
             mode=mode,
             settings=wandb.Settings(init_timeout=init_timeout, silent=True, console="off"),
         )
