@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -101,7 +102,8 @@ class NeuralCollapseCallback(pl.Callback):
         values: dict[str, float] = {}
         reference: Tensor | None = None
         loaders = self._loaders(trainer)
-        with _eval_mode(pl_module), torch.inference_mode():
+        # a DataLoader draws from torch's generator: measuring must not change the training that follows
+        with _eval_mode(pl_module), isolate_rng(), torch.inference_mode():
             head = self._head(trainer, pl_module, loaders)
             weight, bias = head.weight.detach(), None if head.bias is None else head.bias.detach()
             for split, loader in loaders.items():

@@ -65,9 +65,11 @@ def upper(matrix_KK: Tensor) -> Tensor:
 
 def distance_matrix(A_KD: Tensor, gram_KK: Tensor | None = None) -> Tensor:
     """Euclidean distances between rows, (K, K)."""
-    K = len(A_KD)
-    if gram_KK is None or K <= EXPLICIT_PAIRS:
-        return torch.cdist(A_KD, A_KD, compute_mode="donot_use_mm_for_euclid_dist")
+    if gram_KK is None or len(A_KD) <= EXPLICIT_PAIRS:
+        i, j = torch.triu_indices(len(A_KD), len(A_KD), offset=1, device=A_KD.device)
+        distance = A_KD.new_zeros(len(A_KD), len(A_KD))
+        distance[i, j] = distance[j, i] = torch.pdist(A_KD)
+        return distance
     square = gram_KK.diagonal()
     sums = square[:, None] + square
     distance2 = sums - 2 * gram_KK

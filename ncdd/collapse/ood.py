@@ -34,7 +34,7 @@ def neco_scores(features_ND: Tensor, basis: tuple[Tensor, Tensor, Tensor]) -> Te
     """``||P h||/||h||`` of the standardised features h; in-distribution data score high (Ammar et al. 2024, eq. 7)."""
     mean, std, directions = basis
     scores = []
-    for x, _ in chunks(features_ND, features_ND):
+    for (x,) in chunks(features_ND):
         h = (x.double() - mean) / std
         scores.append(torch.linalg.vector_norm(h @ directions, dim=1) / torch.linalg.vector_norm(h, dim=1))
     return torch.cat(scores)

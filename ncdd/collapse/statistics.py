@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 Precision = Literal["exact", "fast"]
+BLOCK_ELEMENTS = 2**18  # 2 MiB of float64
 PRODUCT_DTYPE = {"exact": torch.float64, "fast": torch.float32}
 
 
@@ -40,16 +41,11 @@ class Moments:
         """The same samples with the (empty) classes outside ``classes`` left out."""
         return Moments(self.count_K[classes], self.mean_KD[classes], self.square_K[classes], self.scatter_DD)
 
-    def within_DD(self) -> Tensor:
-        """The sample-weighted within-class covariance Sw."""
-        assert self.scatter_DD is not None
-        return self.scatter_DD / self.total
-
 
 def merge_moments(a: Moments, b: Moments) -> Moments:
     """Chan, Golub & LeVeque (1983), class by class: exact for shards of any size, empty ones included."""
     count = a.count_K + b.count_K
-    fraction = b.count_K / count.clamp(min=1)
+    fraction = b.count_K.double() / count.clamp(min=1)  # two integers would divide in float32
     # an empty class has no mean: its placeholder must not reach the other shard
     shift = torch.where(((a.count_K > 0) & (b.count_K > 0))[:, None], b.mean_KD - a.mean_KD, 0.0)
     mean = torch.where((a.count_K > 0)[:, None], a.mean_KD + fraction[:, None] * shift, b.mean_KD)
@@ -92,12 +88,11 @@ class ShiftedSums:
     def update(self, features_ND: Tensor, labels_N: Tensor, precision: Precision = "exact") -> None:
         with measuring(features_ND.device):
             self._seed_pilots(features_ND, labels_N)
-            for x, y in chunks(features_ND, labels_N, products=True):
-                z = deviations(x, y, self.pilot_KD)
+            for z, y in deviations(features_ND, labels_N, self.pilot_KD, products=True):
                 self.count_K += class_counts(y, len(self.count_K))
                 self.sum_KD.index_add_(0, y, z)
-                self.square_K.index_add_(0, y, row_squares(z))
-                add_gram(self.scatter_DD, z, precision)
+                self.square_K.index_add_(0, y, torch.linalg.vector_norm(z, dim=1).square())
+                add_gram(self.scatter_DD, z.to(PRODUCT_DTYPE[precision]))
 
     def _seed_pilots(self, features: Tensor, labels: Tensor) -> None:
         position = (self.count_K == 0)[labels].nonzero().squeeze(1)
@@ -125,41 +120,52 @@ def class_means(features_ND: Tensor, labels_N: Tensor, num_classes: int) -> tupl
     count = class_counts(labels_N, num_classes)
     # one common shift takes the offset out of the sums
     shift = features_ND[0].double()
-    total = torch.zeros(num_classes, features_ND.shape[1], dtype=torch.float64, device=features_ND.device)
+    total = shift.new_zeros(num_classes, len(shift))
+    buffer = shift.new_empty(block_rows(features_ND), len(shift))
     for x, y in chunks(features_ND, labels_N):
-        total.index_add_(0, y, x.to(torch.float64, copy=True).sub_(shift))
+        total.index_add_(0, y, buffer[: len(x)].copy_(x).sub_(shift))
     return count, total / count[:, None] + shift
 
 
-def chunks(
-    features_ND: Tensor, labels_N: Tensor, *others: Tensor, products: bool = False
+def block_rows(features_ND: Tensor, products: bool = False) -> int:
+    """Rows of a block: temporaries stay in cache, or are deep enough to pay for adding a D x D product to its total."""
+    rows = max(2048 if products else 256, BLOCK_ELEMENTS // features_ND.shape[1])
+    return min(rows, len(features_ND))
+
+
+def chunks(features_ND: Tensor, *others: Tensor, products: bool = False) -> Iterator[tuple[Tensor, ...]]:
+    """Blocks of rows of all tensors."""
+    rows = block_rows(features_ND, products)
+    yield from zip(*(t.split(rows) for t in (features_ND, *others)), strict=True)
+
+
+def deviations(
+    features_ND: Tensor,
+    labels_N: Tensor,
+    centre_KD: Tensor,
+    *others: Tensor,
+    dtype: torch.dtype = torch.float64,
+    products: bool = False,
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Row blocks of all tensors: small enough that the temporaries of a block stay in cache.
+    """Blocks of ``z = x - centre_y`` with their labels (and others), each z in the buffer of the one before.
 
-    ``products`` asks for blocks deep enough to pay for adding a D x D product to its total.
+    The difference is taken in float64 whatever the type of x: at collapse all digits are in it. Only then z is rounded
+    to ``dtype``. Fresh memory for every block would cost more in page faults than the arithmetic.
     """
-    width = features_ND.shape[1]
-    rows = max(2048 if products else 256, 2**18 // width)
-    yield from zip(*(t.split(rows) for t in (features_ND, labels_N, *others)), strict=True)
+    shape = (block_rows(features_ND, products), features_ND.shape[1])
+    buffer, gathered = centre_KD.new_empty(2, *shape)
+    rounded = buffer if dtype == buffer.dtype else torch.empty_like(buffer, dtype=dtype)
+    for x, y, *rest in chunks(features_ND, labels_N, *others, products=products):
+        centre = torch.index_select(centre_KD, 0, y, out=gathered[: len(x)])
+        z = buffer[: len(x)].copy_(x).sub_(centre)
+        yield z if rounded is buffer else rounded[: len(x)].copy_(z), y, *rest
 
 
-def deviations(x_BD: Tensor, y_B: Tensor, centre_KD: Tensor) -> Tensor:
-    """``x - centre_y`` in float64, whatever the type of x: at collapse all digits are in this difference."""
-    centre = centre_KD.index_select(0, y_B)
-    return torch.sub(x_BD.double(), centre, out=centre)
-
-
-def row_squares(z_BD: Tensor) -> Tensor:
-    """``||z||^2`` of every row, in float64 (by the norm, which needs no temporary)."""
-    return torch.linalg.vector_norm(z_BD, dim=1).double().square()
-
-
-def add_gram(total_DD: Tensor, z_BD: Tensor, precision: Precision) -> None:
-    """``total += z'z``, the product in the chosen precision and the total in float64."""
-    if precision == "exact" and z_BD.dtype == torch.float64:
+def add_gram(total_DD: Tensor, z_BD: Tensor) -> None:
+    """``total += z'z``: the product in the type of z, the total in float64."""
+    if z_BD.dtype == total_DD.dtype:
         total_DD.addmm_(z_BD.T, z_BD)
     else:
-        z_BD = z_BD.to(PRODUCT_DTYPE[precision])
         total_DD += z_BD.T @ z_BD
 
 

@@ -7,13 +7,14 @@ and their products with the means give ``z.(mu_c - mu_y)``, hence exact nearest-
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .geometry import distance_matrix
-from .statistics import PRODUCT_DTYPE, Precision, add_gram, chunks, deviations, row_squares
+from .statistics import PRODUCT_DTYPE, Precision, add_gram, block_rows, chunks, class_counts, deviations
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Frame:
         return len(self.singular_R)
 
     @property
-    def directions_RD(self) -> Tensor:
-        """The orthonormal v_r."""
+    def directions(self) -> Tensor:
+        """The orthonormal v_r as rows, (R, D)."""
         return self.whiten_RD * self.singular_R[:, None]
 
 
@@ -50,24 +51,26 @@ def mean_frame(mean_KD: Tensor, position: Tensor) -> Frame:
     K, D = mean_KD.shape
     centred = mean_KD - mean_KD.mean(dim=0)
     gram = centred @ centred.T
-    singular, right = row_svd(_drop_ones(centred) / K**0.5)
+    # K-1 rows with the same Gram matrix: without the known null direction the small singular values keep their digits
+    rows, rows_gram = _mirror(centred)[1:], _mirror(_mirror(gram).T)[1:, 1:]
+    left, singular, right = row_svd(rows / K**0.5, rows_gram / K)
     rank = int((singular > singular[0] * max(K, D) * torch.finfo(torch.float64).eps).sum())
-    singular, right = singular[:rank], right[:rank]
-    coords = (centred @ right.T) * singular
+    left, singular, right = left[:, :rank], singular[:rank], right[:rank]
+    coords = K**0.5 * _mirror(torch.cat((left.new_zeros(1, rank), left * singular.square())))
     distance = distance_matrix(centred, gram)
     return Frame(mean_KD, centred, gram, singular, right / singular[:, None], coords, distance, position)
 
 
-def _drop_ones(centred_KD: Tensor) -> Tensor:
-    """K-1 rows with the Gram matrix of K rows that sum to zero: a Householder reflection of the ones vector to e_1."""
-    K = len(centred_KD)
-    mirror = centred_KD.new_full((K, 1), K**-0.5)
-    mirror[0] += 1.0
-    return (centred_KD - mirror @ (mirror.T @ centred_KD) / mirror[0])[1:]
+def _mirror(rows_KD: Tensor) -> Tensor:
+    """The Householder reflection that swaps the ones vector over sqrt(K) with -e_1, applied to K rows."""
+    K = len(rows_KD)
+    normal = rows_KD.new_full((K, 1), K**-0.5)
+    normal[0] += 1.0
+    return rows_KD - normal @ (normal.T @ rows_KD) / normal[0]
 
 
-def row_svd(rows_RD: Tensor) -> tuple[Tensor, Tensor]:
-    """Singular values, descending, and right singular vectors as rows.
+def row_svd(rows_RD: Tensor, gram_RR: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """``rows = left diag(singular) right``, singular values descending.
 
     Large well-conditioned sets go through the Gram matrix, four times faster; normalising the rotated rows takes back
     what squaring loses. Anything else gets the true decomposition: a Gram matrix has no digits of a direction 1e-8 as
@@ -75,16 +78,15 @@ def row_svd(rows_RD: Tensor) -> tuple[Tensor, Tensor]:
     """
     R, D = rows_RD.shape
     if 256 < R <= D:
-        _, left = torch.linalg.eigh(rows_RD @ rows_RD.T)
-        rotated = left.T.flip(0) @ rows_RD
+        left = torch.linalg.eigh(rows_RD @ rows_RD.T if gram_RR is None else gram_RR).eigenvectors.flip(1)
+        rotated = left.T @ rows_RD
         singular = torch.linalg.vector_norm(rotated, dim=1)
         if singular.min() > 1e-3 * singular.max():
-            return singular, rotated / singular[:, None]
-    _, singular, right = torch.linalg.svd(rows_RD, full_matrices=False)
-    return singular, right
+            return left, singular, rotated / singular[:, None]
+    return torch.linalg.svd(rows_RD, full_matrices=False)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sweep:
     """Per-class sums over samples, which add over shards. All (K,), float64 unless said otherwise.
 
@@ -115,43 +117,63 @@ def sweep(
     gram: bool = False,
 ) -> Sweep:
     """``labels_N`` (all inside the frame) and the head's ``decisions_N2`` (with and without bias) count all classes."""
-    total = _empty_sweep(frame, decisions_N2 is not None, scatter, gram)
-    dtype = PRODUCT_DTYPE[precision]
-    labels = frame.position[labels_N]
-    # outside the frame is -1, which no nearest mean agrees with
-    decisions = labels_N.new_full((len(labels), 2), -1) if decisions_N2 is None else frame.position[decisions_N2]
-    squared, weight = frame.distance_KK.square().to(dtype), _inverse_squares(frame.distance_KK).to(dtype)
-    whiten, coords = frame.whiten_RD.to(dtype), frame.coords_KR.to(dtype)
-    for x, y, linear in chunks(features_ND, labels, decisions, products=scatter):
-        z = deviations(x, y, frame.mean_KD).to(dtype)
-        white = (whiten @ z.T).T.contiguous()
-        toward = white @ coords.T  # z.mu_c up to a constant of the sample, removed next: z.(mu_c - mu_y)
-        toward -= toward.gather(1, y[:, None])
-        # ||x - mu_c||^2 - ||x - mu_y||^2
-        nearest = squared.index_select(0, y).sub_(toward, alpha=2).argmin(dim=1)
-        toward *= weight.index_select(0, y)
-        total.count_K.index_add_(0, y, torch.ones_like(y))
-        for sums, rows in ((total.square_K, z), (total.share_K, white), (total.directional_K, toward)):
-            sums.index_add_(0, y, row_squares(rows))
-        hits = torch.stack((nearest == y, linear[:, 0] == y, linear[:, 0] == nearest, linear[:, 1] == nearest))
-        total.hits_4K.index_add_(1, y, hits.long())
-        if total.scatter_DD is not None:
-            add_gram(total.scatter_DD, z, precision)
-        if total.gram_RR is not None:
-            add_gram(total.gram_RR, white, precision)
-    return total
-
-
-def _empty_sweep(frame: Frame, decided: bool, scatter: bool, gram: bool) -> Sweep:
     K, D = frame.mean_KD.shape
-    R, new = frame.rank, frame.mean_KD.new_zeros
-    scatter_DD, gram_RR = new(D, D) if scatter else None, new(R, R) if gram else None
-    return Sweep(new(K).long(), new(K), new(K), new(K), new(4, K).long(), decided, scatter_DD, gram_RR)
+    labels, new = frame.position[labels_N], frame.mean_KD.new_zeros
+    scatter_DD, gram_RR = new(D, D) if scatter else None, new(frame.rank, frame.rank) if gram else None
+    norms_3N, nearest_N = _projected(features_ND, labels, frame, precision, scatter_DD, gram_RR)
+    sums = new(3, K).index_add_(1, labels, norms_3N.square_())
+    # outside the frame is -1, which no nearest mean agrees with
+    linear = torch.full_like(labels, -1).expand(2, -1) if decisions_N2 is None else frame.position[decisions_N2.T]
+    hits = torch.stack((nearest_N == labels, linear[0] == labels, linear[0] == nearest_N, linear[1] == nearest_N))
+    hits_4K = labels.new_zeros(4, K).index_add_(1, labels, hits.long())
+    return Sweep(class_counts(labels, K), *sums, hits_4K, decisions_N2 is not None, scatter_DD, gram_RR)
 
 
-def _inverse_squares(distance_KK: Tensor) -> Tensor:
-    inverse = distance_KK.square().reciprocal()
-    return inverse.fill_diagonal_(0.0)
+def _projected(
+    features_ND: Tensor,
+    labels_N: Tensor,
+    frame: Frame,
+    precision: Precision,
+    scatter_DD: Tensor | None,
+    gram_RR: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The square roots of a sample's square, share and directional terms (3, N), and its nearest mean (N,).
+
+    Adds to ``scatter_DD`` and ``gram_RR`` on the way. Every block writes into the same few buffers.
+    """
+    K, dtype = len(frame.mean_KD), PRODUCT_DTYPE[precision]
+    whiten, coords = frame.whiten_RD.to(dtype), frame.coords_KR.to(dtype)
+    square_KK = frame.distance_KK.square()
+    inverse_KK = square_KK.reciprocal().fill_diagonal_(0.0).to(dtype)
+    square_KK = square_KK.to(dtype)
+    norms = frame.mean_KD.new_empty(3, len(labels_N))
+    nearest = torch.empty_like(labels_N)
+    deep = scatter_DD is not None
+    one, two = frame.mean_KD.new_empty(2, block_rows(features_ND, deep) * K, dtype=dtype)
+    for z, y, square, share, directional, closest in deviations(
+        features_ND, labels_N, frame.mean_KD, *norms, nearest, dtype=dtype, products=deep
+    ):
+        white = _view(two, len(y), frame.rank)
+        white.copy_(torch.mm(whiten, z.T, out=_view(one, frame.rank, len(y))).T)
+        # z.mu_c up to a constant of the sample, which the next line removes: z.(mu_c - mu_y)
+        toward = torch.mm(white, coords.T, out=_view(one, len(y), K))
+        toward -= toward.gather(1, y[:, None])
+        square.copy_(torch.linalg.vector_norm(z, dim=1))
+        share.copy_(torch.linalg.vector_norm(white, dim=1))
+        if scatter_DD is not None:
+            add_gram(scatter_DD, z)
+        if gram_RR is not None:
+            add_gram(gram_RR, white)
+        # ||x - mu_c||^2 - ||x - mu_y||^2
+        excess = torch.index_select(square_KK, 0, y, out=_view(two, len(y), K)).sub_(toward, alpha=2)
+        torch.argmin(excess, dim=1, out=closest)
+        toward *= torch.index_select(inverse_KK, 0, y, out=excess)
+        directional.copy_(torch.linalg.vector_norm(toward, dim=1))
+    return norms, nearest
+
+
+def _view(buffer: Tensor, *shape: int) -> Tensor:
+    return buffer[: math.prod(shape)].view(shape)
 
 
 def linear_decisions(
@@ -165,7 +187,7 @@ def linear_decisions(
         return None
     outputs = features_ND if logits_NK is None else logits_NK
     out = []
-    for o, _ in chunks(outputs, outputs):
+    for (o,) in chunks(outputs):
         if logits_NK is None:
             plain = o.double() @ weight_KD.T
             full = plain + bias_K

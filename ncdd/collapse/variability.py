@@ -85,7 +85,7 @@ def variability_traces(
 
 def between_factor(moments: Moments, frame: Frame, centre: str, between: str) -> Tensor:
     """Triangular R (R, R) with ``Sb = V' R'R V`` for any centre and weights, V the frame's orthonormal directions."""
-    shift_R = frame.directions_RD @ (global_mean(moments, centre) - frame.mean_KD.mean(dim=0))
+    shift_R = frame.directions @ (global_mean(moments, centre) - frame.mean_KD.mean(dim=0))
     rows_KR = class_weights(moments, between).sqrt()[:, None] * (frame.coords_KR / frame.singular_R - shift_R)
     return torch.linalg.qr(rows_KR, mode="r").R
 
@@ -96,7 +96,7 @@ def cdnv(moments: Moments, distance_KK: Tensor, exponent: int = 1) -> Tensor:
     Wu & Papyan 2024 (rhubarbwu's ``dist_exp``) also use exponent 2, which is not scale free.
     """
     variance = class_variances(moments)
-    return upper(variance[:, None] + variance) / (2 * upper(distance_KK) ** (2 * exponent))
+    return upper(variance[:, None] + variance) / (2 * upper(distance_KK).square() ** exponent)
 
 
 def directional_cdnv(count_K: Tensor, directional_K: Tensor) -> Tensor:
@@ -119,14 +119,15 @@ def collapse_index(moments: Moments, frame: Frame, centre: str = "balanced") -> 
     """
     if not frame.rank:
         return frame.mean_KD.new_tensor(torch.nan)
-    factor_RD = between_factor(moments, frame, centre, "balanced") @ frame.directions_RD
-    within = moments.within_DD()
+    factor_RD = between_factor(moments, frame, centre, "balanced") @ frame.directions
+    assert moments.scatter_DD is not None
+    within = moments.scatter_DD / moments.total
     eps = len(within) * torch.finfo(torch.float64).eps
     lower, failed = torch.linalg.cholesky_ex(within)
     # the pivot over the variance is 1 - R^2 of a feature on those before it, at any scale of the features
     independent = (lower.diagonal().square() > eps * within.diagonal()).all()
     if moments.total - len(moments.count_K) >= len(within) and not failed and independent:
-        ratio = row_svd(torch.linalg.solve_triangular(lower, factor_RD.T, upper=False).T)[0].square()
+        ratio = row_svd(torch.linalg.solve_triangular(lower, factor_RD.T, upper=False).T)[1].square()
         return (1 / (1 + ratio)).mean()
     eigenvalue, vector = torch.linalg.eigh(within + factor_RD.T @ factor_RD)
     kept = eigenvalue > eps * eigenvalue[-1]
