@@ -87,7 +87,7 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
     data = instantiate(cfg.dataset, seed=cfg.seed)
     data.setup()
     shape = {"in_channels": data.in_channels, "image_size": data.image_size}
-    model = instantiate(cfg.model, **shape, **{name: data.num_classes for name in of_data})
+    model = instantiate(cfg.model, **shape, **dict.fromkeys(of_data, data.num_classes))
     head = instantiate(cfg.head, num_features=model.num_features, num_classes=data.num_classes)
     parts = {name: instantiate(cfg[name]) for name in ("loss", "optimizer", "scheduler")}
     method = instantiate(cfg.method, model=model, head=head, **parts)
@@ -118,8 +118,14 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
     total = sum(p.numel() for p in method.parameters())
     trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
     log.info("%s, %d classes, images %s", choices.dataset, data.num_classes, tuple(shape.values()))
-    log.info("%s + %s: %s parameters, %s trainable; features of dimension %d", choices.model, choices.head,
-             f"{total:,}", f"{trainable:,}", model.num_features)  # fmt: skip
+    log.info(
+        "%s + %s: %s parameters, %s trainable; features of dimension %d",
+        choices.model,
+        choices.head,
+        f"{total:,}",
+        f"{trainable:,}",
+        model.num_features,
+    )
     if run.checkpoint:
         log.info("going on from %s", run.checkpoint)
     trainer.fit(method, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
@@ -134,7 +140,7 @@ def fail(error: Exception, run: runfolder.RunFolder | None, sweep: bool) -> None
     if run:
         run.failed(error)
         log.debug("failed", exc_info=error)
-    expected = isinstance(error, ValueError | OSError | FloatingPointError | runfolder.AlreadyRunning)
+    expected = isinstance(error, ValueError | OSError | FloatingPointError | runfolder.AlreadyRunningError)
     message = str(error) if expected else f"{type(error).__name__}: {error}"
     print(*(f"error: {line}" for line in message.splitlines()), sep="\n", file=sys.stderr)
     if run:

@@ -9,6 +9,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,12 +32,13 @@ def features_and_head(K: int, D: int, n: int, imbalanced: bool) -> dict[str, Ten
     means = simplex_etf(K, D, rotation="random", dtype=torch.float32)
     means += 0.1 * torch.randn(K, D, generator=generator) / D**0.5
     features = means[labels] + 1.0 + torch.randn(n, D, generator=generator) / D**0.5
-    weight, bias = means - means.mean(dim=0), torch.zeros(K)
-    return dict(features=features, labels=labels, weight=weight, bias=bias, logits=features @ weight.T + bias)
+    weight, bias = means - means.mean(dim=0), 0.1 * torch.randn(K, generator=generator)
+    logits = features @ weight.T + bias
+    return {"features": features, "labels": labels, "weight": weight, "bias": bias, "logits": logits}
 
 
 def cached(data: dict[str, Tensor], **choices: object) -> None:
-    head = dict(weight_KD=data["weight"], bias_K=data["bias"], logits_NK=data["logits"])
+    head = {"weight_KD": data["weight"], "bias_K": data["bias"], "logits_NK": data["logits"]}
     measure(data["features"], data["labels"], **head, **choices)  # type: ignore[arg-type]
 
 
@@ -71,14 +73,14 @@ def report(case: tuple, repeats: int, imbalanced: bool) -> None:
     ways: dict[str, Callable[[], object]] = {product: lambda: data["features"].T @ data["features"]}
     target = {product: ""}
     for precision, to_cached, to_streamed in zip(("exact", "fast"), cached_targets, streamed_targets, strict=True):
-        p = dict(precision=precision)
-        ways[f"cached, {precision}"] = lambda p=p: cached(data, vci=False, **p)
-        ways[f"cached, {precision}, with VCI"] = lambda p=p: cached(data, vci=True, **p)
-        ways[f"one pass, {precision}"] = lambda p=p: streamed(data, vci=False, **p)
-        ways[f"one pass, {precision}, with VCI"] = lambda p=p: streamed(data, vci=True, **p)
-        ways[f"one pass + decisions, {precision}, with VCI"] = lambda p=p: streamed(data, second_pass=True, **p)
+        for vci in (False, True):
+            suffix = f"{precision}{', with VCI' if vci else ''}"
+            choices = {"precision": precision, "vci": vci}
+            ways[f"cached, {suffix}"] = partial(cached, data, **choices)
+            ways[f"one pass, {suffix}"] = partial(streamed, data, **choices)
+            target[f"one pass, {suffix}"] = f"{to_streamed:.2f}"
+        ways[f"one pass + decisions, {precision}, with VCI"] = partial(streamed, data, second_pass=True, **choices)
         target[f"cached, {precision}"] = f"{to_cached:.2f}"
-        target[f"one pass, {precision}"] = target[f"one pass, {precision}, with VCI"] = f"{to_streamed:.2f}"
     times = interleaved(ways, repeats)
     print(f"\nK={K} D={D} n={n} {'random' if imbalanced else 'equal'} class sizes")
     print(f"{'':42s}{'seconds':>9s}{'ratio':>8s}{'target':>8s}")

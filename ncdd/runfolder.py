@@ -29,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -63,7 +63,7 @@ class RunFolder:
         write_text(self.path / "FAILED", "\n".join([reason, "", *traceback.format_exception(error)]))
 
 
-class AlreadyRunning(RuntimeError):
+class AlreadyRunningError(RuntimeError):
     """Another process holds the folder."""
 
 
@@ -71,7 +71,7 @@ def open_run(path: Path, config: Mapping[str, Any], *, resume: bool) -> RunFolde
     """Claim `path` for the run of `config`; None when that very run is DONE already.
 
     resume: go on from the last checkpoint, if there is one.
-    Raises ValueError where the folder belongs to a run of another config, and AlreadyRunning where it is in use.
+    Raises ValueError where the folder belongs to a run of another config, and AlreadyRunningError where it is in use.
     """
     path.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as on_failure:
@@ -104,7 +104,7 @@ def _lock(path: Path) -> IO[str]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         handle.close()
-        raise AlreadyRunning(f"{path.parent} is in use by another process") from None
+        raise AlreadyRunningError(f"{path.parent} is in use by another process") from None
     return handle
 
 

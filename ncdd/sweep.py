@@ -32,7 +32,11 @@ class SweepSummary(Callback):
         Console().print(sweep_table(jobs))
         write_sweep_csv(jobs, sweep_dir / "sweep.csv")
         failed = [job for job in jobs if not (job / "DONE").exists()]
-        print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs done; table in {Path(config.hydra.sweep.dir) / 'sweep.csv'}")
+        print(
+            f"{len(jobs) - len(failed)} of {len(jobs)} jobs done; table in {Path(config.hydra.sweep.dir) / 'sweep.csv'}"
+        )
         if failed:
-            print("failed, see run.log there; run the same command again for those:", *failed, sep="\n  ", file=sys.stderr)
+            print(
+                "failed, see run.log there; run the same command again for those:", *failed, sep="\n  ", file=sys.stderr
+            )
             sys.exit(1)

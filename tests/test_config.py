@@ -45,17 +45,18 @@ def test_head_etf_brings_its_method_unless_another_is_named():
         (["+model.widht=3"], "model.widht: ncdd.models.ResNet takes no 'widht'; did you mean width?"),
         (["+trainer.max_epoch=3"], "trainer.max_epoch: pytorch_lightning.Trainer takes no 'max_epoch'; did you mean"),
         (["model.width=wide"], "model.width='wide': int expected"),
+        (["model.norm=btch", "model=mlp"], "model.norm='btch': one of batch, none expected"),
         (["model.width=true"], "model.width=True: int expected"),
         (["optimizer.lr=fast"], "optimizer.lr='fast'"),
         (["head=etf", "head.scale=[1]"], "head.scale=[1]: float expected"),
         (["~model.width"], "model.width: missing, ncdd.models.ResNet needs it"),
-        (["model._target_=ncdd.models.ResNett"], "model._target_: ncdd.models.ResNett: no 'ResNett' there; did you mean ResNet"),
+        (["model._target_=ncdd.models.ResNett"], "ncdd.models.ResNett: no 'ResNett' there; did you mean ResNet?"),
         (["model._target_=nowhere.Model"], "model._target_: nowhere.Model: no module 'nowhere'"),
         (["+sede=1"], "sede: no such setting; did you mean seed?"),
         (["dataset=distilled"], "dataset.path: must be given"),
         (["+dataset.augment.flop=true"], "dataset.augment.flop: ncdd.data.Augment takes no 'flop'; did you mean flip?"),
     ],
-)  # fmt: skip
+)
 def test_check_names_the_mistake(overrides, message):
     with pytest.raises(config.ConfigError) as caught:
         config.check(plain(*overrides), run.WIRED)

@@ -40,18 +40,19 @@ def test_done_is_skipped_and_unfinished_goes_on(tmp_path):
 def test_another_config_is_refused_but_resume_and_logger_do_not_count(tmp_path):
     runfolder.open_run(tmp_path, CONFIG, resume=False).lock.close()
     runfolder.open_run(tmp_path, CONFIG | {"resume": True, "logger": {"a": 1}}, resume=False).lock.close()
-    with pytest.raises(ValueError, match="another config .model.width: 4 there, 8 now.*choose another name="):
+    with pytest.raises(ValueError, match=r"another config \(model.width: 4 there, 8 now\).*choose another name="):
         runfolder.open_run(tmp_path, CONFIG | {"model": {"width": 8}}, resume=False)
 
 
 def test_a_folder_in_use_is_refused_and_free_after_a_kill(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from ncdd import runfolder;"
-        f"run = runfolder.open_run(Path({str(tmp_path)!r}), {CONFIG!r}, resume=False); print('open', flush=True); time.sleep(60)"
+        "import time; from pathlib import Path; from ncdd import runfolder;"
+        f"run = runfolder.open_run(Path({str(tmp_path)!r}), {CONFIG!r}, resume=False);"
+        "print('open', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline().strip() == "open"
-        with pytest.raises(runfolder.AlreadyRunning, match="in use by another process"):
+        with pytest.raises(runfolder.AlreadyRunningError, match="in use by another process"):
             runfolder.open_run(tmp_path, CONFIG, resume=False)
         other.kill()
         other.wait()

@@ -8,7 +8,7 @@ It drops into any Lightning Trainer whose model ends in a linear layer:
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytorch_lightning as pl
@@ -24,8 +24,13 @@ from ncdd.runfolder import replacing
 log = logging.getLogger(__name__)
 
 # What the line of an epoch shows: label, key, format.
-SHOWN = (("acc", "linear_accuracy", ".2%"), ("NC1", "nc1_pinv", ".2e"), ("NC2", "nc2_etf_M", ".3f"),
-         ("NC3", "nc3_dual_etf", ".3f"), ("NC4", "nc4_agree_bias", ".2%"))  # fmt: skip
+SHOWN = (
+    ("acc", "linear_accuracy", ".2%"),
+    ("NC1", "nc1_pinv", ".2e"),
+    ("NC2", "nc2_etf_M", ".3f"),
+    ("NC3", "nc3_dual_etf", ".3f"),
+    ("NC4", "nc4_agree_bias", ".2%"),
+)
 
 
 class NeuralCollapseCallback(pl.Callback):
@@ -55,8 +60,8 @@ class NeuralCollapseCallback(pl.Callback):
         every_n_epochs: int = 1,
         at_start: bool = False,
         memory_budget: int = 2**31,
-        precision: str = "exact",
-        weighting: str = "balanced",
+        precision: Literal["exact", "fast"] = "exact",
+        weighting: Literal["balanced", "sample"] = "balanced",
         vci: bool = True,
         ignore_index: int | None = None,
         samples_kept: int = 2000,
@@ -66,7 +71,7 @@ class NeuralCollapseCallback(pl.Callback):
         self.loaders, self.layer, self.num_classes = loaders, layer, num_classes
         self.every_n_epochs, self.at_start, self.samples_kept = every_n_epochs, at_start, samples_kept
         self.ignore_index = ignore_index
-        self.options = {
+        self.options: dict[str, Any] = {
             "memory_budget": memory_budget,
             "precision": precision,
             "weighting": weighting,
@@ -141,7 +146,7 @@ class NeuralCollapseCallback(pl.Callback):
     def _loaders(self, trainer: pl.Trainer) -> Mapping[str, Iterable[Any]]:
         if self.loaders is not None:
             return self.loaders
-        datamodule = getattr(trainer, "datamodule", None)
+        datamodule: Any = getattr(trainer, "datamodule", None)
         if hasattr(datamodule, "measure_dataloaders"):
             self.loaders = datamodule.measure_dataloaders()
             return self.loaders
@@ -214,7 +219,7 @@ def last_linear(module: nn.Module, x: Tensor) -> str:
     """Name of the linear layer whose output is that of `module(x)`; ValueError where none is."""
     outputs: dict[str, Tensor] = {}
     hooks = [
-        m.register_forward_hook(lambda _, __, out, name=name: outputs.__setitem__(name, out))  # type: ignore[misc]
+        m.register_forward_hook(lambda _, __, out, name=name: outputs.__setitem__(name, out))
         for name, m in module.named_modules()
         if isinstance(m, nn.Linear)
     ]
@@ -224,7 +229,9 @@ def last_linear(module: nn.Module, x: Tensor) -> str:
     for name, out in reversed(outputs.items()):
         if out is result:
             return name
-    raise ValueError(f"no linear layer puts out the logits; name it by layer=..., one of {', '.join(outputs) or 'none'}")
+    raise ValueError(
+        f"no linear layer puts out the logits; name it by layer=..., one of {', '.join(outputs) or 'none'}"
+    )
 
 
 def _cross_entropy(logits: Tensor, features: Tensor, targets: Tensor) -> Tensor:

@@ -78,5 +78,3 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except Exception as error:  # torch raises whatever its reader stumbled over
             reason = str(error).splitlines()[0]
             raise ValueError(f"checkpoint {path} is damaged or not a checkpoint ({reason}); remove it") from error
-
-

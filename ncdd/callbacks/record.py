@@ -104,7 +104,7 @@ class Record(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seconds_before = state_dict["seconds"]
-        if rank_zero_only.rank == 0:
+        if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self.logger.rewind(state_dict["rows"])
 
     @rank_zero_only

@@ -1,4 +1,4 @@
-"""W&B that never waits for anybody: online where there is a key and a network, else offline with a line on how to look."""
+"""W&B that never hangs: online where there is a key and a network, else offline with a line on how to look."""
 
 import logging
 import netrc
@@ -46,7 +46,7 @@ class WandbLogger(pl_loggers.WandbLogger):
         root = Path(directory).resolve()
         root.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_DATA_DIR", str(root / "wandb"))  # tables are staged here, else in the home folder
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() and online is None or online else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if (_has_key() and online is None) or online else "offline")
         super().__init__(
             project=project,
             name=name,

@@ -1,4 +1,4 @@
-"""Neural Collapse: exact, fast measures of features, means and heads. Importing it imports torch and nothing heavier."""
+"""Neural Collapse: exact, fast measures of features, means and heads. Importing it imports torch only."""
 
 from __future__ import annotations
 

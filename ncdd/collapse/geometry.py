@@ -59,15 +59,19 @@ def unit_rows(A_KD: Tensor) -> Tensor:
 
 def upper(matrix_KK: Tensor) -> Tensor:
     """Entries i < j, (K(K-1)/2,)."""
-    i, j = torch.triu_indices(*matrix_KK.shape, offset=1, device=matrix_KK.device)
+    i, j = _pairs(matrix_KK)
     return matrix_KK[i, j]
+
+
+def _pairs(matrix_KK: Tensor) -> Tensor:
+    return torch.triu_indices(len(matrix_KK), len(matrix_KK), offset=1, device=matrix_KK.device)
 
 
 def distance_matrix(A_KD: Tensor, gram_KK: Tensor | None = None) -> Tensor:
     """Euclidean distances between rows, (K, K)."""
     if gram_KK is None or len(A_KD) <= EXPLICIT_PAIRS:
-        i, j = torch.triu_indices(len(A_KD), len(A_KD), offset=1, device=A_KD.device)
         distance = A_KD.new_zeros(len(A_KD), len(A_KD))
+        i, j = _pairs(distance)
         distance[i, j] = distance[j, i] = torch.pdist(A_KD)
         return distance
     square = gram_KK.diagonal()

@@ -1,5 +1,6 @@
 """One call from features (and a head) to every Neural Collapse value."""
 
+# ruff: noqa: N815 (fields end in their shape, as everywhere)
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ def observed(count_K: Tensor) -> Tensor:
     classes = count_K.nonzero().squeeze(1)
     if len(classes) < 2:
         raise ValueError(
-            f"labels_N holds {len(classes)} of num_classes={len(count_K)} classes: collapse is measured between 2 or more"
+            f"labels_N holds {len(classes)} of num_classes={len(count_K)} classes: "
+            "collapse is measured between 2 or more"
         )
     return classes
 

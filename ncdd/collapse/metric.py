@@ -1,5 +1,6 @@
 """The stateful shell around :func:`measure`: batches in, merged across processes, values out. It holds no maths."""
 
+# ruff: noqa: N815 (states end in their shape, as everywhere)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -55,6 +56,13 @@ class NeuralCollapse(Metric):
 
     full_state_update = False
     is_differentiable = False
+    features: list[Tensor]
+    labels: list[Tensor]
+    logits: list[Tensor]
+    pilot_KD: list[Tensor]
+    count_K: list[Tensor]
+    own_count_K: Tensor
+    train_count_K: Tensor
 
     def __init__(
         self,
@@ -97,7 +105,7 @@ class NeuralCollapse(Metric):
     def set_reference(self, mean_KD: Tensor) -> None:
         """Class means measured elsewhere (the train means): set before the first update for one-pass decisions."""
         self._reference = mean_KD.detach().double().clone()
-        self._computed = None
+        self._forget("train")
 
     def update(self, features: Tensor, labels: Tensor, logits: Tensor | None = None) -> None:
         batch = self._checked(features, labels, logits)
@@ -106,7 +114,9 @@ class NeuralCollapse(Metric):
         for name, tensor in zip(CACHE, batch, strict=True):
             if tensor is not None:  # a copy: the caller may reuse or modify what a hook handed out
                 getattr(self, name).append(tensor.clone())
-        self._frame = None
+        if self._frame is not None:  # the means move: what was swept with the old ones is void
+            self._frame = None
+            self._forget("own")
         if self._cached_bytes() > self.memory_budget:
             self._stream()
 
@@ -124,11 +134,19 @@ class NeuralCollapse(Metric):
     def needs_second_pass(self) -> bool:
         """Whether the samples were streamed and not yet swept again. A collective call: ask on every process."""
         with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync), measuring(self.device):
-            moments = self._moments()
+            moments = self.moments()
             if moments is None:
                 return False
             self._frame = _frame_of(moments)
             return not torch.equal(self.own_count_K, moments.count_K)
+
+    def moments(self) -> Moments | None:
+        """Of all samples of this process in all ``num_classes``, or None while nothing was streamed."""
+        if not self.count_K:
+            return None
+        self._stream()
+        contributions = zip(*(getattr(self, name) for name in SHIFTED), strict=True)
+        return reduce(merge_moments, (ShiftedSums(*tensors).moments() for tensors in contributions))
 
     def measure(self) -> Collapse:
         """Everything :func:`measure` returns, of the samples of all processes."""
@@ -149,7 +167,7 @@ class NeuralCollapse(Metric):
         return Head(*(None if t is None else t.to(device) for t in (self._head.weight_KD, self._head.bias_K)))
 
     def _collapse(self) -> Collapse:
-        moments = self._moments()
+        moments = self.moments()
         return self._measure_cached() if moments is None else self._summarise(moments)
 
     def _measure_cached(self) -> Collapse:
@@ -180,14 +198,6 @@ class NeuralCollapse(Metric):
             present = frame.position[:-1] >= 0
             head = self._head_on(moments.mean_KD.device)
             return summarise(moments.select(present), frame, own, head, self.conventions, train)
-
-    def _moments(self) -> Moments | None:
-        """Of all samples, or None while nobody has streamed."""
-        if not self.count_K:
-            return None
-        self._stream()
-        contributions = zip(*(getattr(self, name) for name in SHIFTED), strict=True)
-        return reduce(merge_moments, (ShiftedSums(*tensors).moments() for tensors in contributions))
 
     def _cached_bytes(self) -> int:
         return sum(t.nbytes for name in CACHE for t in getattr(self, name))
@@ -223,10 +233,16 @@ class NeuralCollapse(Metric):
         decided = getattr(self, f"{prefix}_decided")
         setattr(self, f"{prefix}_decided", decided + len(y) * part.decided)
 
+    def _forget(self, prefix: str) -> None:
+        for name in (*SWEPT, "decided"):
+            setattr(self, f"{prefix}_{name}", torch.zeros_like(getattr(self, f"{prefix}_{name}")))
+        self._computed = None
+
     def _swept(self, prefix: str, frame: Frame) -> Sweep:
         inside = frame.position[:-1] >= 0
         sums = {name: getattr(self, f"{prefix}_{name}")[..., inside] for name in SWEPT}
-        return Sweep(**sums, decided=bool(getattr(self, f"{prefix}_decided") == sums["count_K"].sum()))
+        decided = getattr(self, f"{prefix}_decided") == sums["count_K"].sum()
+        return Sweep(**sums, decided=bool(decided))
 
     def _sync_dist(self, dist_sync_fn: Callable = gather_all_tensors, process_group: Any | None = None) -> None:
         """Brings all processes to the same layout, streamed or cached, before torchmetrics gathers the states."""
@@ -252,7 +268,7 @@ class NeuralCollapse(Metric):
 
     def _contribute_sums(self, num_features: int) -> None:
         self._stream()
-        moments = self._moments()
+        moments = self.moments()
         if moments is None:
             self._start_streaming(ShiftedSums.zeros(self.num_classes, num_features, self.device))
         elif len(self.count_K) > 1:

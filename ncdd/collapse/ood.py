@@ -27,7 +27,7 @@ def neco_basis(moments: Moments, components: int | None = None) -> tuple[Tensor,
     std = total.diagonal().sqrt()
     std = torch.where(std > 0, std, 1.0)
     _, directions = torch.linalg.eigh(total / std[:, None] / std)
-    return mean, std, directions.flip(1)[:, : components or len(moments.count_K)]
+    return mean, std, directions.flip(1)[:, : components or int((moments.count_K > 0).sum())]
 
 
 def neco_scores(features_ND: Tensor, basis: tuple[Tensor, Tensor, Tensor]) -> Tensor:

@@ -33,10 +33,7 @@ def simplex_etf(
     if rotation not in ("identity", "random"):
         raise ValueError(f'rotation={rotation!r}: choose "identity" or "random"')
     K = num_classes
-    if dim >= K:
-        vertices = torch.eye(K, dtype=torch.float64) - 1.0 / K
-    else:
-        vertices = helmert(K).T
+    vertices = torch.eye(K, dtype=torch.float64) - 1.0 / K if dim >= K else helmert(K).T
     vertices = vertices * (K / (K - 1)) ** 0.5
     return (vertices @ _orthonormal_rows(vertices.shape[1], dim, rotation, seed)).to(dtype)
 

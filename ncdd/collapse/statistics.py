@@ -5,6 +5,7 @@ which loses every digit once the within-class spread is small beside the means. 
 products only: "exact" multiplies in float64, "fast" in float32 (TF32 off) with float64 totals.
 """
 
+# ruff: noqa: N815 (fields end in their shape, as everywhere)
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 Precision = Literal["exact", "fast"]
-BLOCK_ELEMENTS = 2**18  # 2 MiB of float64
+BLOCK_ELEMENTS = 2**19  # 4 MiB of float64
 PRODUCT_DTYPE = {"exact": torch.float64, "fast": torch.float32}
 
 
@@ -149,16 +150,20 @@ def deviations(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Blocks of ``z = x - centre_y`` with their labels (and others), each z in the buffer of the one before.
 
-    The difference is taken in float64 whatever the type of x: at collapse all digits are in it. Only then z is rounded
-    to ``dtype``. Fresh memory for every block would cost more in page faults than the arithmetic.
+    At collapse all digits are in this difference: it is taken in float64, or, for a float32 result of no wider
+    features, from a centre split in two float32 parts. Fresh memory for every block would cost more in page faults than
+    the arithmetic.
     """
-    shape = (block_rows(features_ND, products), features_ND.shape[1])
-    buffer, gathered = centre_KD.new_empty(2, *shape)
-    rounded = buffer if dtype == buffer.dtype else torch.empty_like(buffer, dtype=dtype)
+    if features_ND.dtype == torch.float64:
+        dtype = torch.float64
+    high = centre_KD.to(dtype)
+    parts = (high,) if dtype == torch.float64 else (high, (centre_KD - high).to(dtype))
+    z, centre = high.new_empty(2, block_rows(features_ND, products), high.shape[1])
     for x, y, *rest in chunks(features_ND, labels_N, *others, products=products):
-        centre = torch.index_select(centre_KD, 0, y, out=gathered[: len(x)])
-        z = buffer[: len(x)].copy_(x).sub_(centre)
-        yield z if rounded is buffer else rounded[: len(x)].copy_(z), y, *rest
+        z[: len(x)].copy_(x)
+        for part in parts:
+            z[: len(x)].sub_(torch.index_select(part, 0, y, out=centre[: len(x)]))
+        yield z[: len(x)], y, *rest
 
 
 def add_gram(total_DD: Tensor, z_BD: Tensor) -> None:

@@ -5,6 +5,7 @@ Deviations are projected on the K-1 directions the means span, so it costs n D K
 and their products with the means give ``z.(mu_c - mu_y)``, hence exact nearest-mean decisions at any offset.
 """
 
+# ruff: noqa: N815 (fields end in their shape, as everywhere)
 from __future__ import annotations
 
 import math
@@ -126,7 +127,9 @@ def sweep(
     linear = torch.full_like(labels, -1).expand(2, -1) if decisions_N2 is None else frame.position[decisions_N2.T]
     hits = torch.stack((nearest_N == labels, linear[0] == labels, linear[0] == nearest_N, linear[1] == nearest_N))
     hits_4K = labels.new_zeros(4, K).index_add_(1, labels, hits.long())
-    return Sweep(class_counts(labels, K), *sums, hits_4K, decisions_N2 is not None, scatter_DD, gram_RR)
+    square_K, share_K, directional_K = sums
+    decided = decisions_N2 is not None
+    return Sweep(class_counts(labels, K), square_K, share_K, directional_K, hits_4K, decided, scatter_DD, gram_RR)
 
 
 def _projected(
@@ -153,6 +156,7 @@ def _projected(
     for z, y, square, share, directional, closest in deviations(
         features_ND, labels_N, frame.mean_KD, *norms, nearest, dtype=dtype, products=deep
     ):
+        z = z.to(dtype)
         white = _view(two, len(y), frame.rank)
         white.copy_(torch.mm(whiten, z.T, out=_view(one, frame.rank, len(y))).T)
         # z.mu_c up to a constant of the sample, which the next line removes: z.(mu_c - mu_y)
@@ -183,16 +187,18 @@ def linear_decisions(
 
     Given logits decide as they are; otherwise they are ``x W' + b`` in float64.
     """
-    if logits_NK is None and weight_KD is None:
+    decisions = features_ND.new_empty(len(features_ND), 2, dtype=torch.int64)
+    if logits_NK is not None:
+        bias = logits_NK.new_zeros(logits_NK.shape[1]) if bias_K is None else bias_K
+        plain = torch.empty_like(logits_NK[: block_rows(logits_NK)], dtype=bias.dtype)
+        for logits, out in chunks(logits_NK, decisions):
+            torch.argmax(logits, dim=1, out=out[:, 0])
+            torch.argmax(torch.sub(logits, bias, out=plain[: len(logits)]), dim=1, out=out[:, 1])
+        return decisions
+    if weight_KD is None or bias_K is None:
         return None
-    outputs = features_ND if logits_NK is None else logits_NK
-    out = []
-    for (o,) in chunks(outputs):
-        if logits_NK is None:
-            plain = o.double() @ weight_KD.T
-            full = plain + bias_K
-        else:
-            full = o
-            plain = o if bias_K is None else o - bias_K
-        out.append(torch.stack((full.argmax(dim=1), plain.argmax(dim=1)), dim=1))
-    return torch.cat(out)
+    for x, out in chunks(features_ND, decisions):
+        logits = x.double() @ weight_KD.T
+        torch.argmax(logits, dim=1, out=out[:, 1])
+        torch.argmax(logits.add_(bias_K), dim=1, out=out[:, 0])
+    return decisions

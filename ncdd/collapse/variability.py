@@ -68,9 +68,14 @@ def variability_traces(
     What cannot be told from the one given (class-balanced Sw without shares) is left out; NaN if all means coincide.
     """
     n = moments.total
-    trace = whitened_RR.trace() if share_K is None and whitened_RR is not None else share_K.sum()
-    traces = {"": trace / n if frame.rank else trace.new_tensor(torch.nan)}
-    if moments.count_K.min() == moments.count_K.max() or not frame.rank:
+    if not frame.rank:
+        return dict.fromkeys(CONVENTIONS, moments.mean_KD.new_tensor(torch.nan))
+    if share_K is not None:
+        traces = {"": share_K.sum() / n}
+    else:
+        assert whitened_RR is not None
+        traces = {"": whitened_RR.trace() / n}
+    if moments.count_K.min() == moments.count_K.max():
         return dict.fromkeys(CONVENTIONS, traces[""])
     if share_K is not None:
         traces["__all_balanced"] = (share_K / moments.count_K).mean()
@@ -91,7 +96,7 @@ def between_factor(moments: Moments, frame: Frame, centre: str, between: str) ->
 
 
 def cdnv(moments: Moments, distance_KK: Tensor, exponent: int = 1) -> Tensor:
-    """Class-distance normalised variance ``(v_i + v_j)/(2 d_ij^(2 exponent))`` for i < j (Galanti, György & Hutter 2021).
+    """Class-distance normalised variance ``(v_i + v_j)/(2 d_ij^(2 exponent))`` for i < j (Galanti et al. 2021).
 
     Wu & Papyan 2024 (rhubarbwu's ``dist_exp``) also use exponent 2, which is not scale free.
     """

@@ -1,4 +1,4 @@
-"""`method=etf`: train the features only, towards a Simplex ETF that the head holds fixed (Zhu et al. 2021, section 4.3)."""
+"""`method=etf`: train the features only, towards a fixed Simplex ETF (Zhu et al. 2021, section 4.3)."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,5 +1,7 @@
 """The ConvNet of the distillation field (Gidaris & Komodakis 2018; DC, Zhao et al. 2021, section 4.1)."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 NORMS = ("batch", "instance", "group", "none")
@@ -33,7 +35,7 @@ class ConvNet(nn.Sequential):
         image_size: int,
         width: int,
         depth: int,
-        norm: str = "instance",
+        norm: Literal["batch", "instance", "group", "none"] = "instance",
         feature_dim: int | None = None,
     ) -> None:
         pad_to_32 = in_channels == 1 and image_size == 28

@@ -1,5 +1,7 @@
 """The last layer: features (B, D) -> logits (B, K)."""
 
+from typing import Literal
+
 import torch
 from torch import nn
 
@@ -30,7 +32,7 @@ class SimplexETF(nn.Linear):
         num_features: int,
         num_classes: int,
         bias: bool,
-        rotation: str,
+        rotation: Literal["identity", "random"],
         scale: float,
         seed: int,
     ) -> None:

@@ -1,5 +1,8 @@
 """The multi-layer perceptron of Zhu et al. 2021 (arXiv 2105.02375)."""
 
+from itertools import pairwise
+from typing import Literal
+
 from torch import Tensor, nn
 
 
@@ -18,7 +21,7 @@ class MLP(nn.Sequential):
         image_size: int,
         width: int,
         depth: int,
-        norm: str = "batch",
+        norm: Literal["batch", "none"] = "batch",
         feature_dim: int | None = None,
     ) -> None:
         if depth < 1:
@@ -28,7 +31,7 @@ class MLP(nn.Sequential):
         self.num_features = feature_dim or width
         sizes = [in_channels * image_size**2, *[width] * (depth - 1), self.num_features]
         layers: list[nn.Module] = [nn.Flatten()]
-        for before, after in zip(sizes, sizes[1:], strict=False):
+        for before, after in pairwise(sizes):
             layers += [nn.Linear(before, after), *([nn.BatchNorm1d(after)] if norm == "batch" else []), nn.ReLU()]
         super().__init__(*layers)
 

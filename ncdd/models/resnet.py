@@ -4,6 +4,8 @@ torchvision's own class fixes the width at 64 and the feature dimension at 512 o
 a torchvision `state_dict` (less its `fc`) loads.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,7 +81,7 @@ class ResNet(nn.Module):
         image_size: int,
         depth: int,
         width: int,
-        stem: str,
+        stem: Literal["auto", "cifar", "imagenet"],
         feature_dim: int | None = None,
     ) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ X += F.one_hot(Y, 5).float()
 
 
 class Theirs(pl.LightningModule):
-    """A model that knows nothing of this project: no `head`, dropout, batch norm, a part frozen in eval mode."""
+    """A model that knows nothing of this project: no `head`, but dropout and a part frozen in eval mode."""
 
     def __init__(self, wrapped: bool = False):
         super().__init__()
@@ -47,8 +47,16 @@ def loader(batch_size=16):
 
 def fit(callback, model=None, **options):
     model = model or Theirs()
-    trainer = pl.Trainer(max_epochs=2, callbacks=[callback], logger=False, enable_checkpointing=False, accelerator="cpu",
-                         enable_progress_bar=False, enable_model_summary=False, **options)  # fmt: skip
+    trainer = pl.Trainer(
+        max_epochs=2,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
     trainer.fit(model, loader())
     return trainer, model
 

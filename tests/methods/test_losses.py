@@ -23,7 +23,7 @@ def call(loss, targets, **options):
 def test_cross_entropy(smoothing):
     log_p = [[float(v) - math.log(sum(math.exp(float(u)) for u in row)) for v in row] for row in LOGITS]
     target = [[(1 - smoothing) * (k == y) + smoothing / 3 for k in range(3)] for y in LABELS.tolist()]
-    expected = -sum(t * lp for ts, lps in zip(target, log_p) for t, lp in zip(ts, lps)) / 5
+    expected = -sum(t * lp for ts, lps in zip(target, log_p, strict=True) for t, lp in zip(ts, lps, strict=True)) / 5
     assert call(losses.cross_entropy, LABELS, label_smoothing=smoothing) == pytest.approx(expected, rel=1e-6)
 
 
@@ -50,7 +50,7 @@ def test_feature_penalty_has_the_gradient_of_zhu():
 
 @pytest.mark.parametrize(("targets", "right"), [(LABELS, LABELS), (SOFT, SOFT.argmax(1))])
 def test_accuracy(targets, right):
-    expected = sum(int(row.argmax()) == int(y) for row, y in zip(LOGITS, right)) / 5
+    expected = sum(int(row.argmax()) == int(y) for row, y in zip(LOGITS, right, strict=True)) / 5
     assert float(losses.accuracy(LOGITS, targets)) == pytest.approx(expected)
 
 
@@ -73,8 +73,14 @@ def test_lbfgs_decay_is_a_penalty_by_group():
     """Minimising 1/2 ||p - a||^2 + decay/2 ||p||^2 ends at a / (1 + decay)."""
     a = torch.tensor([1.0, -2.0, 3.0])
     plain, decayed = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(3))
-    optimizer = LBFGS([{"params": [plain], "weight_decay": 0.0}, {"params": [decayed]}], lr=1.0, weight_decay=0.25,
-                      history_size=10, max_iter=50, line_search_fn="strong_wolfe")  # fmt: skip
+    optimizer = LBFGS(
+        [{"params": [plain], "weight_decay": 0.0}, {"params": [decayed]}],
+        lr=1.0,
+        weight_decay=0.25,
+        history_size=10,
+        max_iter=50,
+        line_search_fn="strong_wolfe",
+    )
 
     def closure():
         optimizer.zero_grad()

@@ -30,15 +30,19 @@ def test_parameter_counts_of_zhu_2021():
     """Figure 6: 11,181,642 parameters at d = 512; 8,867,442 trainable, 20.70% fewer, with d = K and a fixed ETF."""
     full, narrow = resnet(), resnet(feature_dim=10)
     learned = Linear(num_features=full.num_features, num_classes=10, bias=True)
-    etf = SimplexETF(num_features=narrow.num_features, num_classes=10, bias=True, rotation="identity", scale=1.0, seed=0)
+    etf = SimplexETF(
+        num_features=narrow.num_features, num_classes=10, bias=True, rotation="identity", scale=1.0, seed=0
+    )
     assert count(full, learned, trainable=True) == 11_181_642
     assert count(narrow, etf, trainable=True) == 8_867_442
-    assert 1 - 8_867_442 / 11_181_642 == pytest.approx(0.2070, abs=5e-5)
+    assert pytest.approx(0.2070, abs=5e-5) == 1 - 8_867_442 / 11_181_642
 
 
 @pytest.mark.parametrize("norm", ["batch", "instance", "group", "none"])
-@pytest.mark.parametrize(("channels", "size", "depth", "features"), [(3, 32, 3, 16 * 4 * 4), (1, 28, 3, 16 * 4 * 4),
-                                                                      (1, 8, 3, 16), (3, 64, 4, 16 * 4 * 4)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("channels", "size", "depth", "features"),
+    [(3, 32, 3, 16 * 4 * 4), (1, 28, 3, 16 * 4 * 4), (1, 8, 3, 16), (3, 64, 4, 16 * 4 * 4)],
+)
 def test_convnet_flattens_what_pooling_leaves(norm, channels, size, depth, features):
     model = ConvNet(in_channels=channels, image_size=size, width=16, depth=depth, norm=norm)
     assert model.num_features == features
@@ -95,7 +99,10 @@ def test_etf_head_is_a_simplex_etf_without_gradient():
         (lambda: resnet(20), "depth=20: choose from 18, 34, 50"),
         (lambda: resnet(stem="cifr"), "stem='cifr': choose from auto, cifar, imagenet"),
         (lambda: ConvNet(in_channels=1, image_size=8, width=8, depth=5, norm="batch"), "depth=5: choose from 1 to 3"),
-        (lambda: ConvNet(in_channels=1, image_size=8, width=8, depth=1, norm="layer"), "norm='layer': choose from batch"),
+        (
+            lambda: ConvNet(in_channels=1, image_size=8, width=8, depth=1, norm="layer"),
+            "norm='layer': choose from batch",
+        ),
         (lambda: MLP(in_channels=1, image_size=8, width=8, depth=0), "depth=0: an MLP needs at least 1"),
         (lambda: MLP(in_channels=1, image_size=8, width=8, depth=1, norm="x"), "norm='x': choose from batch, none"),
         (

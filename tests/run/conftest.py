@@ -11,8 +11,16 @@ import run
 
 ROOT = Path(__file__).parents[2]
 # a second of training: 100 digits, a small MLP
-TINY = ["model=mlp", "model.width=16", "model.depth=1", "dataset.samples_per_class=10", "dataset.batch_size=32",
-        "trainer.max_epochs=2", "logger=csv", "figures=false"]  # fmt: skip
+TINY = [
+    "model=mlp",
+    "model.width=16",
+    "model.depth=1",
+    "dataset.samples_per_class=10",
+    "dataset.batch_size=32",
+    "trainer.max_epochs=2",
+    "logger=csv",
+    "figures=false",
+]
 
 
 @pytest.fixture
@@ -42,8 +50,16 @@ def process(tmp_path):
 
     def start(*overrides: str) -> subprocess.Popen[str]:
         environment = os.environ | {"WANDB_MODE": "disabled", "COLUMNS": "120"}
-        started.append(subprocess.Popen([sys.executable, str(ROOT / "run.py"), *overrides], cwd=tmp_path, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment))  # fmt: skip
+        started.append(
+            subprocess.Popen(
+                [sys.executable, str(ROOT / "run.py"), *overrides],
+                cwd=tmp_path,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+        )
         return started[-1]
 
     yield start

@@ -11,8 +11,19 @@ import yaml
 
 from tests.run.conftest import TINY, only_run
 
-LEFT = ["DONE", "checkpoints/last.ckpt", "collapse.npz", "config.yaml", "figures/collapse.png", "figures/curves.png",
-        "figures/features.png", "figures/gram.png", "metrics.csv", "run.log", "summary.json"]  # fmt: skip
+LEFT = [
+    "DONE",
+    "checkpoints/last.ckpt",
+    "collapse.npz",
+    "config.yaml",
+    "figures/collapse.png",
+    "figures/curves.png",
+    "figures/features.png",
+    "figures/gram.png",
+    "metrics.csv",
+    "run.log",
+    "summary.json",
+]
 
 
 def rows(path):
@@ -35,9 +46,9 @@ def test_a_run_leaves_everything_a_user_looks_for(command, tmp_path):
     measured = [row for row in rows(folder / "metrics.csv") if row["train/nc1_pinv"]]
     assert [row["epoch"] for row in measured] == ["0", "1", "2"]
     assert float(measured[-1]["test/nc1_pinv"]) == summary["final"]["test/nc1_pinv"]
-    assert max(float(row["val/accuracy"]) for row in rows(folder / "metrics.csv") if row["val/accuracy"]) == pytest.approx(
-        summary["best"]["val/accuracy"]
-    )
+    assert max(
+        float(row["val/accuracy"]) for row in rows(folder / "metrics.csv") if row["val/accuracy"]
+    ) == pytest.approx(summary["best"]["val/accuracy"])
 
     with np.load(folder / "collapse.npz") as geometry:
         gram = geometry["weight"] @ geometry["weight"].T
@@ -52,12 +63,28 @@ def test_the_same_command_gives_the_same_numbers(command, tmp_path):
 
 @pytest.mark.parametrize(
     "choice",
-    ["optimizer=adam", "optimizer=adamw", "optimizer=lbfgs", "scheduler=step", "scheduler=multistep",
-     "scheduler=constant", "loss=mse", "loss=label_smoothing", "loss=dot_regression", "trainer=debug", "head=etf",
-     "model=convnet model.width=4", "model=resnet18 model.width=4", "model=resnet34 model.width=2",
-     "model=resnet50 model.width=2", "model=mlp model.feature_dim=K", "head=etf method.normalize_features=true",
-     "callbacks.collapse.memory_budget=0", "method.feature_decay=1e-4 method.body_decay=0"],
-)  # fmt: skip
+    [
+        "optimizer=adam",
+        "optimizer=adamw",
+        "optimizer=lbfgs",
+        "scheduler=step",
+        "scheduler=multistep",
+        "scheduler=constant",
+        "loss=mse",
+        "loss=label_smoothing",
+        "loss=dot_regression",
+        "trainer=debug",
+        "head=etf",
+        "model=convnet model.width=4",
+        "model=resnet18 model.width=4",
+        "model=resnet34 model.width=2",
+        "model=resnet50 model.width=2",
+        "model=mlp model.feature_dim=K",
+        "head=etf method.normalize_features=true",
+        "callbacks.collapse.memory_budget=0",
+        "method.feature_decay=1e-4 method.body_decay=0",
+    ],
+)
 def test_every_choice_trains(command, choice):
     overrides = [o for o in TINY if not o.startswith(("model", "trainer"))] + ["trainer.max_epochs=1"]
     model = [] if choice.startswith("model") else ["model=mlp", "model.width=16", "model.depth=1"]
@@ -70,11 +97,11 @@ def test_a_sweep_skips_what_is_done_survives_a_failure_and_tells_of_it(command, 
     code, out, err = command(*sweep)
     assert code == 1
     assert "2 of 4 jobs done" in out
-    assert "norm='bogus': choose from batch, none" in err
+    assert "model.norm='bogus': one of batch, none expected" in err
     jobs = {job.name: job for job in (tmp_path / "multirun/widths").iterdir() if job.is_dir()}
     assert len(jobs) == 4
     failed = [job for name, job in jobs.items() if "bogus" in name]
-    assert all((job / "FAILED").read_text().startswith("ValueError: norm='bogus'") for job in failed)
+    assert all((job / "FAILED").read_text().startswith("ConfigError: model.norm='bogus'") for job in failed)
     assert all("Traceback" in (job / "run.log").read_text() for job in failed)
     table = rows(tmp_path / "multirun/widths/sweep.csv")
     assert sorted(row["status"] for row in table) == ["done", "done", "failed", "failed"]
@@ -107,8 +134,11 @@ def test_a_sweep_skips_what_is_done_survives_a_failure_and_tells_of_it(command, 
 )
 def test_a_mistake_is_one_clear_line(command, tmp_path, overrides, message):
     dataset = [] if any(o.startswith("dataset=") for o in overrides) else TINY
-    base = [o for o in (dataset or [o for o in TINY if not o.startswith("dataset.samples")])
-            if not ("dataset.batch" in o and not dataset)]  # fmt: skip
+    base = [
+        o
+        for o in (dataset or [o for o in TINY if not o.startswith("dataset.samples")])
+        if not ("dataset.batch" in o and not dataset)
+    ]
     code, _, err = command(*base, *overrides)
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
     assert code == 1

@@ -18,7 +18,7 @@ def measured(folder):
 
 @pytest.mark.parametrize("budget", [2**31, 0])
 def test_two_processes_give_the_metrics_of_one(process, tmp_path, budget):
-    """Of 110 training and 360 test images; before training, as ranks sum gradients in another order than one process."""
+    """Of 110 training and 360 test images; before training, as gradients are summed in another order."""
     same = [*TINY, "dataset.samples_per_class=11", "trainer.max_epochs=1", f"callbacks.collapse.memory_budget={budget}"]
     runs = [process(*same, f"trainer={t}", f"hydra.run.dir={t}") for t in ("cpu", "ddp")]
     for run in runs:
@@ -42,8 +42,12 @@ def test_wandb_offline_is_one_run_a_job_and_says_how_to_look(command, tmp_path, 
     offline = sorted((tmp_path / "wandb").glob("offline-run-*"))
     assert len(offline) == 2
     for folder, seed in zip(offline, "01", strict=True):
-        inspected = subprocess.run([str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(folder)],
-                                   capture_output=True, text=True, check=True).stdout  # fmt: skip
+        inspected = subprocess.run(
+            [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(folder)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         assert "train/nc1_pinv" in inspected
         assert "figures/collapse" in inspected
         header = next(json.loads(line) for line in inspected.splitlines() if '"type":"run"' in line)

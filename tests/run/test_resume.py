@@ -8,8 +8,16 @@ import torch
 
 from tests.run.conftest import TINY, only_run
 
-LONG = [*TINY, "trainer.max_epochs=6", "dataset.samples_per_class=40", "dataset.augment.crop=1", "scheduler=step",
-        "scheduler.step_size=2", "trainer.log_every_n_steps=1", "dataset.val_fraction=0.1"]  # fmt: skip
+LONG = [
+    *TINY,
+    "trainer.max_epochs=6",
+    "dataset.samples_per_class=40",
+    "dataset.augment.crop=1",
+    "scheduler=step",
+    "scheduler.step_size=2",
+    "trainer.log_every_n_steps=1",
+    "dataset.val_fraction=0.1",
+]
 
 
 def wait_for(folder, epochs: int, process) -> None:
@@ -44,8 +52,6 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(command, process, tmp_
     assert "going on from" in out
     assert only_run(tmp_path) == folder
     assert (folder / "metrics.csv").read_text() == (tmp_path / "whole/metrics.csv").read_text()
-    ours, whole = (
-        torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (folder, tmp_path / "whole")
-    )
+    ours, whole = (torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (folder, tmp_path / "whole"))
     for name, weight in whole["state_dict"].items():
         assert torch.equal(weight, ours["state_dict"][name]), name
