@@ -9,15 +9,17 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 import ncdd.config as config
 import ncdd.runfolder as runfolder
 from ncdd.sweep import announce
 
 log = logging.getLogger("ncdd")
+CONF = str(Path(__file__).parent / "conf")
 
 # What this file passes to a node by hand; check() knows that the YAML does not.
 DATA = {"in_channels", "image_size", "num_features", "num_classes"}
@@ -32,8 +34,8 @@ WIRED: dict[str, set[str]] = {
 }
 
 
-@hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
-def main(cfg: DictConfig) -> None:
+@hydra.main(version_base="1.3", config_path=CONF, config_name="config")
+def one_job(cfg: DictConfig) -> None:
     """One job. A failure ends a single run with exit code 1; in a sweep it is noted, and the next job begins."""
     job = HydraConfig.get()
     folder, sweep = Path(job.runtime.output_dir), job.mode == RunMode.MULTIRUN
@@ -174,6 +176,16 @@ def stop_logging(hydras: list[logging.Handler]) -> None:
     for handler in root.handlers:
         handler.close()
     root.handlers = hydras
+
+
+def main() -> None:
+    """Hydra, with one clear line for what it cannot compose or write."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, instead of being printed and ending the program there
+    try:
+        one_job()
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        misspelt = config.misspelt([a for a in sys.argv[1:] if not a.startswith("-")], CONF)
+        sys.exit("\n".join(f"error: {line}" for line in misspelt or [str(error)]))
 
 
 if __name__ == "__main__":

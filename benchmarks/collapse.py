@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ def report(case: tuple, repeats: int, imbalanced: bool) -> None:
     for precision, to_cached, to_streamed in zip(("exact", "fast"), cached_targets, streamed_targets, strict=True):
         for vci in (False, True):
             suffix = f"{precision}{', with VCI' if vci else ''}"
-            choices = {"precision": precision, "vci": vci}
+            choices: dict[str, Any] = {"precision": precision, "vci": vci}
             ways[f"cached, {suffix}"] = partial(cached, data, **choices)
             ways[f"one pass, {suffix}"] = partial(streamed, data, **choices)
             target[f"one pass, {suffix}"] = f"{to_streamed:.2f}"

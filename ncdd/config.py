@@ -2,14 +2,19 @@
 
 import difflib
 import inspect
+import re
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import PurePath
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 Node = dict[str, Any]
 
@@ -54,10 +59,36 @@ def check(config: Mapping[str, Any], wired: Mapping[str, Collection[str]]) -> No
         raise ConfigError("\n".join(mistakes))
 
 
+def misspelt(overrides: Sequence[str], conf: str) -> list[str]:
+    """The overrides that name no setting, one line each with what was probably meant; [] if none does.
+
+    Hydra stops at the first, and advises to add it to the configuration as a new key.
+    """
+    left, unknown = list(overrides), []
+    while True:
+        try:
+            with initialize_config_dir(conf, version_base="1.3"):
+                cfg = compose("config", left)
+            break
+        except (HydraException, OmegaConfBaseException) as error:
+            found = re.search(r"Could not override '([^']+)'", str(error))
+            if not found:
+                return []  # something else is wrong, and Hydra says what
+            unknown.append(found[1])
+            left = [override for override in left if override.split("=")[0] != found[1]]
+    lines = []
+    for key in unknown:
+        parent, _, leaf = key.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        lines.append(f"{key}: no such setting; {suggest(leaf, list(node) if node is not None else [])}")
+    return lines
+
+
 def suggest(word: str, known: Collection[str]) -> str:
     """`did you mean ...?`, or the choices where none is near."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(known)) or 'none'}"
+    names = {name.lower(): name for name in known if not name.startswith("_")}
+    near = difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.6)
+    return f"did you mean {names[near[0]]}?" if near else f"choose from {', '.join(sorted(names.values())) or 'none'}"
 
 
 def _mistakes(node: Any, path: str, wired: Mapping[str, Collection[str]]) -> Iterator[str]:

@@ -60,6 +60,7 @@ class WandbLogger(pl_loggers.WandbLogger):
             mode=mode,
             settings=wandb.Settings(init_timeout=init_timeout, silent=True, console="off"),
         )
+        self._wandb_init.pop("anonymous")  # Lightning passes it; W&B warns that it has no effect
         self._axes: set[str] = set()
 
     @property

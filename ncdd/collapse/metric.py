@@ -3,9 +3,10 @@
 # ruff: noqa: N815 (states end in their shape, as everywhere)
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from functools import reduce
+from itertools import accumulate, groupby
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from .statistics import Moments, Precision, ShiftedSums, measuring, merge_moment
 from .sweep import Frame, Sweep, linear_decisions, mean_frame, sweep
 
 CACHE = ("features", "labels", "logits")
-SHIFTED = tuple(f.name for f in fields(ShiftedSums))
+SHIFTED = tuple(f.name for f in fields(ShiftedSums) if f.init)
 SWEPT = ("count_K", "square_K", "share_K", "directional_K", "hits_4K")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -204,18 +205,28 @@ class NeuralCollapse(Metric):
 
     def _stream(self) -> None:
         """Moves what is cached into the one-pass sums."""
-        if not len(self.features):
+        if not len(self.labels):
             return
-        x, y = dim_zero_cat(self.features), dim_zero_cat(self.labels)
-        logits = dim_zero_cat(self.logits) if len(self.logits) else None
+        with measuring(self.features[0].device):
+            if not self.count_K:
+                zeros = ShiftedSums.zeros(self.num_classes, self.features[0].shape[1], self.features[0].device)
+                self._start_streaming(zeros)
+            sums = ShiftedSums(*(getattr(self, name)[-1] for name in SHIFTED))
+            for x, y, logits in self._joined():
+                sums.update(x, y, self.conventions.precision)
+                if self._reference is not None:
+                    self._sweep_into("train", reference_frame(self._reference, self.num_classes, y), x, y, logits)
         for name in CACHE:
             setattr(self, name, [])
-        with measuring(x.device):
-            if not self.count_K:
-                self._start_streaming(ShiftedSums.zeros(self.num_classes, x.shape[1], x.device))
-            ShiftedSums(*(getattr(self, name)[-1] for name in SHIFTED)).update(x, y, self.conventions.precision)
-            if self._reference is not None:
-                self._sweep_into("train", reference_frame(self._reference, self.num_classes, y), x, y, logits)
+
+    def _joined(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """The cached batches, small ones joined to about D rows, enough to pay for adding to a D x D total."""
+        rows = self.features[0].shape[1]
+        logits = self.logits if len(self.logits) else [None] * len(self.labels)
+        batches = zip(accumulate(map(len, self.labels)), self.features, self.labels, logits, strict=True)
+        for _, group in groupby(batches, key=lambda batch: batch[0] // rows):
+            _, x, y, z = zip(*group, strict=True)
+            yield dim_zero_cat(list(x)), dim_zero_cat(list(y)), None if z[0] is None else dim_zero_cat(list(z))
 
     def _start_streaming(self, sums: ShiftedSums) -> None:
         for name in SHIFTED:

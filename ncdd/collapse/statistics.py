@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -70,6 +70,7 @@ class ShiftedSums:
     sum_KD: Tensor
     square_K: Tensor
     scatter_DD: Tensor
+    buffer: Tensor | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def zeros(cls, num_classes: int, num_features: int, device: torch.device | str | None = None) -> ShiftedSums:
@@ -89,11 +90,15 @@ class ShiftedSums:
     def update(self, features_ND: Tensor, labels_N: Tensor, precision: Precision = "exact") -> None:
         with measuring(features_ND.device):
             self._seed_pilots(features_ND, labels_N)
-            for z, y in deviations(features_ND, labels_N, self.pilot_KD, products=True):
-                self.count_K += class_counts(y, len(self.count_K))
-                self.sum_KD.index_add_(0, y, z)
-                self.square_K.index_add_(0, y, torch.linalg.vector_norm(z, dim=1).square())
-                add_gram(self.scatter_DD, z.to(PRODUCT_DTYPE[precision]))
+            self.count_K += class_counts(labels_N, len(self.count_K))
+            self.buffer = deviation_buffer(features_ND, PRODUCT_DTYPE[precision], products=True, reuse=self.buffer)
+            for z, y in deviations(features_ND, labels_N, self.pilot_KD, buffer=self.buffer):
+                self.square_K.index_add_(0, y, torch.linalg.vector_norm(z, dim=1).double().square())
+                if z.dtype == torch.float64:
+                    self.sum_KD.index_add_(0, y, z)
+                else:
+                    self.sum_KD += torch.zeros_like(self.sum_KD, dtype=z.dtype).index_add_(0, y, z)
+                add_gram(self.scatter_DD, z)
 
     def _seed_pilots(self, features: Tensor, labels: Tensor) -> None:
         position = (self.count_K == 0)[labels].nonzero().squeeze(1)
@@ -130,39 +135,46 @@ def class_means(features_ND: Tensor, labels_N: Tensor, num_classes: int) -> tupl
 
 def block_rows(features_ND: Tensor, products: bool = False) -> int:
     """Rows of a block: temporaries stay in cache, or are deep enough to pay for adding a D x D product to its total."""
-    rows = max(2048 if products else 256, BLOCK_ELEMENTS // features_ND.shape[1])
-    return min(rows, len(features_ND))
+    D = features_ND.shape[1]
+    return min(max(D if products else 256, BLOCK_ELEMENTS // D), len(features_ND))
 
 
-def chunks(features_ND: Tensor, *others: Tensor, products: bool = False) -> Iterator[tuple[Tensor, ...]]:
+def chunks(features_ND: Tensor, *others: Tensor, rows: int | None = None) -> Iterator[tuple[Tensor, ...]]:
     """Blocks of rows of all tensors."""
-    rows = block_rows(features_ND, products)
+    rows = rows or block_rows(features_ND)
     yield from zip(*(t.split(rows) for t in (features_ND, *others)), strict=True)
 
 
+def deviation_buffer(
+    features_ND: Tensor, dtype: torch.dtype, *, products: bool = False, reuse: Tensor | None = None
+) -> Tensor:
+    """Room for a block of deviations and of their centres, (2, rows, D); ``reuse`` if that is large enough.
+
+    Fresh memory for every block would cost more in page faults than the arithmetic.
+    """
+    rows = block_rows(features_ND, products)
+    if reuse is not None and reuse.shape[1] >= rows:
+        return reuse
+    dtype = torch.float64 if features_ND.dtype == torch.float64 else dtype
+    return torch.empty(2, rows, features_ND.shape[1], dtype=dtype, device=features_ND.device)
+
+
 def deviations(
-    features_ND: Tensor,
-    labels_N: Tensor,
-    centre_KD: Tensor,
-    *others: Tensor,
-    dtype: torch.dtype = torch.float64,
-    products: bool = False,
+    features_ND: Tensor, labels_N: Tensor, centre_KD: Tensor, *others: Tensor, buffer: Tensor
 ) -> Iterator[tuple[Tensor, ...]]:
-    """Blocks of ``z = x - centre_y`` with their labels (and others), each z in the buffer of the one before.
+    """Blocks of ``z = x - centre_y`` with their labels (and others), each z in the place of the one before.
 
     At collapse all digits are in this difference: it is taken in float64, or, for a float32 result of no wider
-    features, from a centre split in two float32 parts. Fresh memory for every block would cost more in page faults than
-    the arithmetic.
+    features, from a centre split in two float32 parts.
     """
-    if features_ND.dtype == torch.float64:
-        dtype = torch.float64
-    high = centre_KD.to(dtype)
-    parts = (high,) if dtype == torch.float64 else (high, (centre_KD - high).to(dtype))
-    z, centre = high.new_empty(2, block_rows(features_ND, products), high.shape[1])
-    for x, y, *rest in chunks(features_ND, labels_N, *others, products=products):
+    z, gathered = buffer
+    high = centre_KD.to(z.dtype)
+    low = (centre_KD - high).to(z.dtype)
+    parts = (high, low) if low.any() else (high,)
+    for x, y, *rest in chunks(features_ND, labels_N, *others, rows=len(z)):
         z[: len(x)].copy_(x)
         for part in parts:
-            z[: len(x)].sub_(torch.index_select(part, 0, y, out=centre[: len(x)]))
+            z[: len(x)].sub_(torch.index_select(part, 0, y, out=gathered[: len(x)]))
         yield z[: len(x)], y, *rest
 
 
@@ -177,7 +189,7 @@ def add_gram(total_DD: Tensor, z_BD: Tensor) -> None:
 @contextmanager
 def measuring(device: torch.device) -> Iterator[None]:
     """No graph, no autocast, no TF32 or bfloat16 products; what is made inside may be updated in any mode later."""
-    matmuls = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    matmuls = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
     before = [m.fp32_precision for m in matmuls]
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))

@@ -153,11 +153,13 @@ def test_a_mistake_is_one_clear_line(command, tmp_path, overrides, message):
     ("overrides", "message"),
     [
         (["model=resnet19"], "Could not find 'model/resnet19'"),
-        (["model.widht=3"], "model.widht"),
-        (["sede=3"], "sede"),
+        (["modell=resnet18"], "error: modell: no such setting; did you mean model?"),
+        (["model.widht=3"], "error: model.widht: no such setting; did you mean width?"),
+        (["sede=3", "optimizer.Lr=3"], "error: optimizer.Lr: no such setting; did you mean lr?"),
+        (["sede=3", "optimizer.Lr=3"], "error: sede: no such setting; did you mean seed?"),
     ],
 )
-def test_hydra_names_what_it_does_not_know(command, overrides, message):
+def test_what_hydra_does_not_know_is_named(command, overrides, message):
     code, _, err = command(*overrides)
     assert code == 1
     assert message in err
