@@ -1,6 +1,7 @@
 """TensorBoard files in the run folder."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,4 +12,6 @@ def tensorboard(
     *, folder: Path, name: str, group: str | None, job_type: str, tags: Sequence[str], settings: Mapping[str, Any]
 ) -> TensorBoardLogger:
     """Lightning's logger, writing to FOLDER/tensorboard; `tensorboard --logdir runs` shows all runs."""
+    if not find_spec("tensorboard"):
+        raise ValueError("logger=tensorboard needs the package tensorboard: uv sync --extra tensorboard")
     return TensorBoardLogger(folder, name="tensorboard", version="")

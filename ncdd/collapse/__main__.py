@@ -14,14 +14,17 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import Collapse, NeuralCollapse, measure, neco_basis, neco_scores
+from . import Collapse, measure, neco_basis, neco_scores
 from .ood import detection, ood_orthogonality
+
+if TYPE_CHECKING:
+    from . import NeuralCollapse
 
 NDIM = {"X": 2, "y": 1, "W": 2, "b": 1, "mu_ood": 1, "X_ood": 2}
 
@@ -57,6 +60,8 @@ def _evaluate(arrays: dict[str, Tensor], args: argparse.Namespace) -> dict[str, 
 
 def _streamed(arrays: dict[str, Tensor], batch_size: int, choices: dict[str, Any]) -> dict[str, float]:
     """The same numbers with no more than a batch in memory, in two sweeps."""
+    from . import NeuralCollapse  # torchmetrics takes seconds to import, which the plain way does without
+
     X, y, W, X_ood = arrays["X"], arrays["y"], arrays.get("W"), arrays.get("X_ood")
     classes = int(y.max()) + 1 if W is None else len(W)
     metric = NeuralCollapse(max(classes, 2), memory_budget=0, **choices)

@@ -219,14 +219,15 @@ class NeuralCollapse(Metric):
         for name in CACHE:
             setattr(self, name, [])
 
-    def _joined(self) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-        """The cached batches, small ones joined to about D rows, enough to pay for adding to a D x D total."""
-        rows = self.features[0].shape[1]
+    def _joined(self, rows: int = 2048) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+        """The cached batches, small ones joined to about ``rows`` samples, in memory that the next ones overwrite."""
+        room = self.features[0].new_empty(rows + max(map(len, self.labels)), self.features[0].shape[1])
         logits = self.logits if len(self.logits) else [None] * len(self.labels)
         batches = zip(accumulate(map(len, self.labels)), self.features, self.labels, logits, strict=True)
         for _, group in groupby(batches, key=lambda batch: batch[0] // rows):
             _, x, y, z = zip(*group, strict=True)
-            yield dim_zero_cat(list(x)), dim_zero_cat(list(y)), None if z[0] is None else dim_zero_cat(list(z))
+            features = x[0] if len(x) == 1 else torch.cat(x, out=room[: sum(map(len, x))])
+            yield features, torch.cat(y), None if z[0] is None else torch.cat(z)
 
     def _start_streaming(self, sums: ShiftedSums) -> None:
         for name in SHIFTED:

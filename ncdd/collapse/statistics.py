@@ -62,7 +62,8 @@ class ShiftedSums:
     """One-pass accumulator: sums of ``z = x - pilot_y``, the pilot of a class being the first sample of it.
 
     The shift takes the means out before anything is squared, so the later correction to the true mean cancels next to
-    nothing. Batch size and order only change rounding. All tensors live on one device and are updated in place.
+    nothing. Batch size and order only change rounding. All tensors live on one device and are updated in place;
+    scatter_DD is summed on and above its diagonal only.
     """
 
     pilot_KD: Tensor
@@ -94,10 +95,7 @@ class ShiftedSums:
             self.buffer = deviation_buffer(features_ND, PRODUCT_DTYPE[precision], products=True, reuse=self.buffer)
             for z, y in deviations(features_ND, labels_N, self.pilot_KD, buffer=self.buffer):
                 self.square_K.index_add_(0, y, torch.linalg.vector_norm(z, dim=1).double().square())
-                if z.dtype == torch.float64:
-                    self.sum_KD.index_add_(0, y, z)
-                else:
-                    self.sum_KD += torch.zeros_like(self.sum_KD, dtype=z.dtype).index_add_(0, y, z)
+                self.sum_KD.index_add_(0, y, z.double())
                 add_gram(self.scatter_DD, z)
 
     def _seed_pilots(self, features: Tensor, labels: Tensor) -> None:
@@ -112,7 +110,7 @@ class ShiftedSums:
         with measuring(self.sum_KD.device):
             shift = self.sum_KD / self.count_K.clamp(min=1)[:, None]
             square = self.square_K - self.count_K * shift.square().sum(dim=1)
-            scatter = self.scatter_DD - shift.T @ self.sum_KD
+            scatter = mirrored(self.scatter_DD) - shift.T @ self.sum_KD
             return Moments(self.count_K.clone(), self.pilot_KD + shift, square.clamp(min=0), scatter)
 
 
@@ -179,11 +177,24 @@ def deviations(
 
 
 def add_gram(total_DD: Tensor, z_BD: Tensor) -> None:
-    """``total += z'z``: the product in the type of z, the total in float64."""
-    if z_BD.dtype == total_DD.dtype:
-        total_DD.addmm_(z_BD.T, z_BD)
-    else:
-        total_DD += z_BD.T @ z_BD
+    """``total += z'z`` on and above the diagonal: the product in the type of z, the total in float64.
+
+    In panels of columns, each times the columns from its own on: little more than half the work of the whole product.
+    """
+    D = z_BD.shape[1]
+    step = max(128, D // 8) if z_BD.device.type == "cpu" else D
+    for start in range(0, D, step):
+        panel, rest = z_BD[:, start : start + step].T, z_BD[:, start:]
+        total = total_DD[start : start + step, start:]
+        if z_BD.dtype == total.dtype:
+            total.addmm_(panel, rest)
+        else:
+            total += panel @ rest
+
+
+def mirrored(upper_DD: Tensor) -> Tensor:
+    """The symmetric matrix of what :func:`add_gram` summed."""
+    return upper_DD.triu() + upper_DD.triu(1).T
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from .statistics import (
     class_counts,
     deviation_buffer,
     deviations,
+    mirrored,
 )
 
 
@@ -137,8 +138,9 @@ def sweep(
     hits = torch.stack((nearest_N == labels, linear[0] == labels, linear[0] == nearest_N, linear[1] == nearest_N))
     hits_4K = labels.new_zeros(4, K).index_add_(1, labels, hits.long())
     square_K, share_K, directional_K = sums
+    products = (None if upper is None else mirrored(upper) for upper in (scatter_DD, gram_RR))
     decided = decisions_N2 is not None
-    return Sweep(class_counts(labels, K), square_K, share_K, directional_K, hits_4K, decided, scatter_DD, gram_RR)
+    return Sweep(class_counts(labels, K), square_K, share_K, directional_K, hits_4K, decided, *products)
 
 
 def _projected(
