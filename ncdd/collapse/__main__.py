@@ -102,16 +102,16 @@ def _ood_values(
 
 
 def _load(path: Path) -> dict[str, Tensor]:
+    if not path.exists():
+        raise ValueError("no such file")
+    if not zipfile.is_zipfile(path):
+        raise ValueError("not a readable .npz: np.savez writes one")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in NDIM if name in file} if hasattr(file, "files") else None
-    except FileNotFoundError:
-        raise ValueError("no such file") from None
+            arrays = {name: file[name] for name in NDIM if name in file}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         reason = "pickled arrays are refused" if "pickle" in str(error) else "not a readable .npz"
         raise ValueError(f"{reason} ({error})") from None
-    if arrays is None:
-        raise ValueError("a single array: expected an .npz with X and y")
     missing = [name for name in "Xy" if name not in arrays]
     if missing:
         raise ValueError(f"the file has no array {' and no '.join(missing)}: X (n, D) and y (n,) are required")

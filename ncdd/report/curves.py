@@ -27,6 +27,7 @@ from ncdd.report.style import (
 
 TERMINAL_ACCURACY = 0.999  # Papyan, Han & Donoho (2020): the terminal phase starts where the train error vanishes
 TERMINAL_COLOUR = "#efefef"
+FIXED_BELOW = 1e-6  # an error that is rounding from the first epoch on, of a head fixed to the ETF, is told, not drawn
 ZERO_AT = 1e-4  # below this a symlog axis is linear, so that exact zeros are seen
 
 
@@ -158,18 +159,24 @@ def _panel(ax: Axes, metrics: Metrics, panel: Panel) -> None:
     epoch_axis(ax)
     ax.set_title(f"{panel.title}\n{panel.formula}", fontsize=LARGE, loc="left", linespacing=1.7, pad=12)
     found = [(line, colour, series) for line in panel.lines for colour, series in _line_series(metrics, line)]
-    for line, colour, series in found:
+    fixed = {line for line, _, (_, values) in found if line.classifier and np.nanmax(values) < FIXED_BELOW}
+    drawn = [(line, colour, series) for line, colour, series in found if line not in fixed]
+    for line, colour, series in drawn:
         plot_series(ax, series, color=colour, linewidth=line.width, linestyle=line.dashes or "-")
-    _value_axis(ax, [values for _, _, (_, values) in found], panel.zero)
+    _value_axis(ax, [values for _, _, (_, values) in drawn], panel.zero)
     _arrow_to_zero(ax)
     keys = [
         Line2D(
             [], [], color=CLASSIFIER if line.classifier else MUTED, linewidth=line.width, linestyle=line.dashes or "-"
         )
         for line in panel.lines
-        if any(line is drawn for drawn, _, _ in found)
+        if any(line is present for present, _, _ in found)
     ]
-    labels = [line.label for line in panel.lines if any(line is drawn for drawn, _, _ in found)]
+    labels = [
+        f"{line.label}: fixed, 0" if line in fixed else line.label
+        for line in panel.lines
+        if any(line is present for present, _, _ in found)
+    ]
     if len(labels) > 1:
         ax.legend(keys, labels, fontsize=SMALL, framealpha=0.85, edgecolor="none", handlelength=2.6)
     if not labels:

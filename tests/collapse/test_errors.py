@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ncdd.collapse import NeuralCollapse, measure, simplex_etf
+from ncdd.collapse.__main__ import main
 from tests.collapse.conftest import case, streamed
 
 X, Y, W = torch.randn(9, 4), torch.arange(9) % 3, torch.randn(3, 4)
@@ -44,9 +45,16 @@ def test_errors_name_the_value(call, parts):
         assert part in message, message
 
 
-def command(*arguments, folder):
-    return subprocess.run([sys.executable, "-m", "ncdd.collapse", *map(str, arguments)], cwd=folder,
-                          capture_output=True, text=True)  # fmt: skip
+@pytest.fixture
+def command(capsys, monkeypatch, tmp_path):
+    """The command, run in this process in the test's folder: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = main([str(a) for a in arguments])
+        return code, *capsys.readouterr()
+
+    return run
 
 
 def save(path, **changes):
@@ -55,19 +63,19 @@ def save(path, **changes):
     return arrays, values
 
 
-def test_the_command_prints_the_reference_keys(tmp_path):
+def test_the_command_prints_the_reference_keys(tmp_path, command):
     arrays, values = save(tmp_path / "f.npz")
-    whole = command("f.npz", folder=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    printed = json.loads(whole.stdout)
+    process = subprocess.run([sys.executable, "-m", "ncdd.collapse", "f.npz"], cwd=tmp_path,
+                             capture_output=True, text=True)  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    printed = json.loads(process.stdout)
     assert values.keys() <= printed.keys()
     for key, value in values.items():
         assert printed[key] == pytest.approx(value, rel=1e-10, abs=1e-14), key
-    batched = command("f.npz", "--batch-size", 5, "--output", "out.json", folder=tmp_path)
-    assert batched.returncode == 0, batched.stderr
+    assert command("f.npz", "--batch-size", 5, "--output", "out.json") == (0, "", "")
     for key, value in json.loads((tmp_path / "out.json").read_text()).items():
         assert value == pytest.approx(printed[key], rel=1e-10, abs=1e-13), key
-    weighted = json.loads(command("f.npz", "--weighting", "sample", folder=tmp_path).stdout)
+    weighted = json.loads(command("f.npz", "--weighting", "sample")[1])
     assert weighted["nc1_pinv"] == pytest.approx(values["nc1_pinv__centre_sample"], rel=1e-10)
     assert streamed(arrays)["nc1_pinv"] == pytest.approx(values["nc1_pinv"], rel=1e-10)
 
@@ -78,19 +86,30 @@ def test_the_command_prints_the_reference_keys(tmp_path):
         ({"y": np.full(18, 9)}, "9"),
         ({"W": None}, "bias_K was given without weight_KD"),
         ({"X": np.zeros((18, 3, 3), np.float32)}, "X"),
-        ({"y": np.array([None] * 18)}, "y"),
+        ({"y": np.array([None] * 18)}, "pickled arrays are refused"),
+        ({"y": None}, "the file has no array y"),
+        ({"mu_ood": np.zeros(3, np.float32)}, "mu_ood has shape (3,): expected 7 features"),
     ],
 )
-def test_the_command_says_what_is_wrong_in_one_line(tmp_path, changes, message):
+def test_the_command_says_what_is_wrong_in_one_line(tmp_path, command, changes, message):
     save(tmp_path / "f.npz", **changes)
-    result = command("f.npz", folder=tmp_path)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert message in result.stderr
+    code, out, error = command("f.npz")
+    assert (code, out) == (2, "")
+    assert len(error.strip().splitlines()) == 1
+    assert message in error
 
 
-def test_the_command_names_a_missing_file(tmp_path):
-    result = command("none.npz", folder=tmp_path)
-    assert result.returncode == 2
-    assert "none.npz" in result.stderr
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.npz", None, "no such file"),
+        ("text.npz", b"no zip", "not a readable .npz"),
+        ("empty.npz", b"", "not a read"),
+    ],
+)
+def test_the_command_names_a_file_it_cannot_read(tmp_path, command, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    code, out, error = command(name)
+    assert (code, out) == (2, "")
+    assert name in error and message in error
