@@ -16,7 +16,7 @@ EXPLICIT_PAIRS = 256
 def etf_error(gram_KK: Tensor) -> Tensor:
     """``|| G/||G||_F - (I - 11'/K)/sqrt(K-1) ||_F`` of a Gram matrix G.
 
-    ``A A'`` for NC2 (Zhu et al. 2021, "A Geometric Analysis of Neural Collapse", eq. 13; Kothapalli 2023) and
+    ``A A'`` for NC2 (Zhu et al. 2021, "A Geometric Analysis of Neural Collapse"; Kothapalli 2023) and
     ``W M'`` for NC3. tding1/Neural-Collapse computes it of W; rhubarbwu/neural-collapse of M and W.
     """
     K = len(gram_KK)
@@ -26,7 +26,7 @@ def etf_error(gram_KK: Tensor) -> Tensor:
 
 
 def equinorm(A_KD: Tensor, ddof: int = 0) -> Tensor:
-    """Coefficient of variation of the norms, std/mean (Papyan, Han & Donoho 2020, fig. 2). rhubarbwu uses ddof=1."""
+    """Coefficient of variation of the norms, std/mean (Papyan, Han & Donoho 2020, fig. 2)."""
     norms = torch.linalg.vector_norm(A_KD, dim=1)
     return norms.std(correction=ddof) / norms.mean()
 
@@ -88,7 +88,7 @@ def uniformity(distance_P: Tensor, exponent: float, ddof: int = 0) -> dict[str, 
     """Hyperspherical uniformity from the distances of unit vectors over i < j.
 
     Mean and variance of the distance, of its energy ``-log d`` (with its coefficient of variation), and of the Riesz
-    energy ``d^-s`` (Liu et al. 2023, "Generalizing and Decoupling Hyperspherical Uniformity", eq. 5; Wu & Papyan
+    energy ``d^-s`` (Liu et al. 2023, "Generalizing and Decoupling Hyperspherical Uniformity"; Wu & Papyan
     2024, GNC2). s = D-2 in the papers, far beyond the range of a float, so its mean is also given as a logarithm.
     """
     log = -distance_P.log()

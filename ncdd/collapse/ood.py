@@ -11,7 +11,7 @@ from .variability import global_mean
 
 
 def ood_orthogonality(mean_KD: Tensor, mu_ood_D: Tensor) -> Tensor:
-    """NC5, the mean of ``|cos(mu_k, mu_ood)|`` with raw, uncentred means (Ammar et al. 2024, NECO, eq. 5)."""
+    """NC5, the mean of ``|cos(mu_k, mu_ood)|`` with raw, uncentred means (Ammar et al. 2024, NECO)."""
     return (unit_rows(mean_KD) @ (mu_ood_D / torch.linalg.vector_norm(mu_ood_D))).abs().mean()
 
 
@@ -31,7 +31,7 @@ def neco_basis(moments: Moments, components: int | None = None) -> tuple[Tensor,
 
 
 def neco_scores(features_ND: Tensor, basis: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """``||P h||/||h||`` of the standardised features h; in-distribution data score high (Ammar et al. 2024, eq. 7)."""
+    """``||P h||/||h||`` of the standardised features h; in-distribution data score high (Ammar et al. 2024)."""
     mean, std, directions = basis
     scores = []
     for (x,) in chunks(features_ND):

@@ -61,7 +61,7 @@ def variability_quotient(moments: Moments, within: str, centre: str, between: st
 def variability_traces(
     moments: Moments, frame: Frame, share_K: Tensor | None, whitened_RR: Tensor | None
 ) -> dict[str, Tensor]:
-    """``tr(Sw Sb^+)`` for every suffix of CONVENTIONS, not divided by K (Papyan, Han & Donoho 2020, eq. 1).
+    """``tr(Sw Sb^+)`` for every suffix of CONVENTIONS, not divided by K (Papyan, Han & Donoho 2020).
 
     ``sum_r v_r' Sw v_r / s_r^2`` over the singular pairs of the means: no D x D pseudo-inverse. ``share_K`` are the
     per-class sums of ``z' Sb^+ z``, ``whitened_RR`` the sum of whitened ``zz'``; with equal counts either suffices.

@@ -1,9 +1,11 @@
 """Every value against the independent float64 reference, both ways of computing, both precisions."""
 
+import json
+
 import numpy as np
 import pytest
 
-from tests.collapse.conftest import cached, case, streamed
+from tests.collapse.conftest import SHARED, cached, case, streamed
 
 SETS = ["balanced", "imbalanced", "a", "b", "c"]
 SHARES = ("nc4_agree", "ncc_accuracy", "linear_accuracy")
@@ -49,3 +51,18 @@ def test_scale_and_ddof_are_arguments():
     assert cached(arrays, scale_by_K=False)["nc1_pinv"] == pytest.approx(3 * expected["nc1_pinv"], rel=1e-12)
     by_one = cached(arrays, ddof=1)
     assert by_one["nc2_equinorm_M"] == pytest.approx(expected["nc2_equinorm_M__ddof1"], rel=1e-12)
+
+
+@pytest.mark.parametrize(("peer", "weighting"), [("rhubarbwu", "balanced"), ("tding1", "sample")])
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_the_conventions_reproduce_published_code(name, peer, weighting):
+    """Their own float64 output; un-suffixed keys under the weighting that is documented as theirs."""
+    arrays, _ = case(name)
+    got = cached(arrays, weighting=weighting)
+    for key, entry in json.loads((SHARED / "values.json").read_text())[name].items():
+        value = entry[f"{peer}_f64"]
+        if value is None or key in NOT_OURS or key.startswith("nc4_agree_bias"):  # rhubarbwu's head has no bias
+            continue
+        assert got[key] == pytest.approx(value, rel=1e-6), key
+        if weighting == "sample":
+            assert got[key.removesuffix("__centre_sample")] == pytest.approx(value, rel=1e-6), key
