@@ -1,6 +1,5 @@
 """One call from features (and a head) to every Neural Collapse value."""
 
-# ruff: noqa: N815 (fields end in their shape, as everywhere)
 from __future__ import annotations
 
 from dataclasses import dataclass

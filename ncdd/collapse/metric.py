@@ -1,6 +1,5 @@
 """The stateful shell around :func:`measure`: batches in, merged across processes, values out. It holds no maths."""
 
-# ruff: noqa: N815 (states end in their shape, as everywhere)
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence

@@ -5,7 +5,6 @@ which loses every digit once the within-class spread is small beside the means. 
 products only: "exact" multiplies in float64, "fast" in float32 (TF32 off) with float64 totals.
 """
 
-# ruff: noqa: N815 (fields end in their shape, as everywhere)
 from __future__ import annotations
 
 from collections.abc import Iterator

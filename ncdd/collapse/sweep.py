@@ -5,7 +5,6 @@ Deviations are projected on the K-1 directions the means span, so it costs n D K
 and their products with the means give ``z.(mu_c - mu_y)``, hence exact nearest-mean decisions at any offset.
 """
 
-# ruff: noqa: N815 (fields end in their shape, as everywhere)
 from __future__ import annotations
 
 import math

@@ -81,12 +81,14 @@ def test_the_same_command_gives_the_same_numbers(command, tmp_path):
         "model=resnet50 model.width=2",
         "model=mlp model.feature_dim=K",
         "head=etf method.normalize_features=true",
-        "callbacks.collapse.memory_budget=0", "logger=tensorboard",
+        "callbacks.collapse.memory_budget=0",
+        "logger=tensorboard",
         "method.feature_decay=1e-4 method.body_decay=0",
     ],
 )
 def test_every_choice_trains(command, choice):
-    overrides = [o for o in TINY if not o.startswith(("model", "trainer", choice.split("=")[0]))] + ["trainer.max_epochs=1"]
+    replaced = ("model", "trainer", choice.split("=")[0])
+    overrides = [o for o in TINY if not o.startswith(replaced)] + ["trainer.max_epochs=1"]
     model = [] if choice.startswith("model") else ["model=mlp", "model.width=16", "model.depth=1"]
     code, _, err = command(*overrides, *model, *choice.split())
     assert code == 0, err
