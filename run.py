@@ -2,8 +2,10 @@
 
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 import ncdd.config as config
 import ncdd.runfolder as runfolder
-from ncdd.sweep import announce
+from ncdd.sweep import job_folder, note
 
 log = logging.getLogger("ncdd")
 CONF = str(Path(__file__).parent / "conf")
 
 # What this file passes to a node by hand; check() knows that the YAML does not.
-DATA = {"in_channels", "image_size", "num_features", "num_classes"}
 WIRED: dict[str, set[str]] = {
     "dataset": {"seed"},
     "model": {"in_channels", "image_size"},
@@ -40,11 +41,16 @@ def one_job(cfg: DictConfig) -> None:
     job = HydraConfig.get()
     folder, sweep = Path(job.runtime.output_dir), job.mode == RunMode.MULTIRUN
     if sweep:
-        announce(Path(job.sweep.dir).resolve(), folder)
+        folder = job_folder(folder, job.job.override_dirname)
+        note(folder.parent, folder, "begun")
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
-    if not sweep and cfg.resume and (stopped := runfolder.unfinished(folder.parent, plain)):
-        folder.rmdir()  # Hydra made it for a new run
-        folder = stopped
+    if not sweep and cfg.resume:
+        if stopped := runfolder.unfinished(folder.parent, plain):
+            if stopped != folder:
+                folder.rmdir()  # Hydra made it for a new run
+            folder = stopped
+        else:
+            print(f"nothing to resume: no unfinished run of this configuration in {folder.parent}; starting anew")
     try:
         run = runfolder.open_run(folder, plain, resume=cfg.resume or sweep)
     except (ValueError, OSError, RuntimeError) as error:
@@ -52,6 +58,8 @@ def one_job(cfg: DictConfig) -> None:
         return
     if run is None:
         print(f"done already: {folder}")
+        if sweep:
+            note(folder.parent, folder, "done")
         return
     hydras = start_logging(folder)
     exit_code = 1
@@ -59,21 +67,26 @@ def one_job(cfg: DictConfig) -> None:
         train(cfg, plain, run, job)
         run.done()
         exit_code = 0
+        if sweep:
+            note(folder.parent, folder, "done")
     except Exception as error:
         fail(error, run, sweep)
     except SystemExit:  # how Lightning ends at Ctrl-C
-        sys.exit(f"stopped; `python run.py {' '.join(job.overrides.task)} resume=true` goes on: {folder}")
+        again = shlex.join(["python", "run.py", *job.overrides.task, "resume=true"])
+        again = "the same command" if sweep else f"`{again}`"
+        sys.exit(f"stopped; {again} goes on: {os.path.relpath(folder)}")
     finally:
-        if wandb := sys.modules.get("wandb"):
-            wandb.finish(exit_code=exit_code)
         stop_logging(hydras)
         run.lock.close()
+        if wandb := sys.modules.get("wandb"):
+            wandb.finish(exit_code=exit_code)
 
 
 def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, job: Any) -> None:
     """Build what `cfg` names, train it, and show what came of it."""
     # here, not above: `run.py --help` need not wait for them
     import pytorch_lightning as pl
+    import torch
     from hydra.utils import instantiate
     from rich.console import Console
 
@@ -86,13 +99,18 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
     config.check({**plain, "model": {**plain["model"], **dict.fromkeys(of_data)}}, WIRED)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
 
-    data = instantiate(cfg.dataset, seed=cfg.seed)
+    build = partial(instantiate, _convert_="all")  # plain containers, no config objects
+    forked = "fork" in str(cfg.trainer.get("strategy"))
+    if forked:
+        torch.set_num_threads(1)  # a pool of threads does not survive the fork: its first use there would hang
+
+    data = build(cfg.dataset, seed=cfg.seed)
     data.setup()
     shape = {"in_channels": data.in_channels, "image_size": data.image_size}
-    model = instantiate(cfg.model, **shape, **dict.fromkeys(of_data, data.num_classes))
-    head = instantiate(cfg.head, num_features=model.num_features, num_classes=data.num_classes)
-    parts = {name: instantiate(cfg[name]) for name in ("loss", "optimizer", "scheduler")}
-    method = instantiate(cfg.method, model=model, head=head, **parts)
+    model = build(cfg.model, **shape, **dict.fromkeys(of_data, data.num_classes))
+    head = build(cfg.head, num_features=model.num_features, num_classes=data.num_classes)
+    parts = {name: build(cfg[name]) for name in ("loss", "optimizer", "scheduler")}
+    method = build(cfg.method, model=model, head=head, **parts)
 
     choices = job.runtime.choices
     facts = {"name": cfg.name, "overrides": list(job.overrides.task), "seed": cfg.seed}
@@ -105,11 +123,11 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
         "tags": [choices[group] for group in ("dataset", "model", "head", "loss", "optimizer")],
         "settings": runfolder.flat(plain),  # flat: instantiate would build its nodes
     }
-    loggers = [record.logger, *([instantiate(cfg.logger, **about)] if cfg.logger else [])]
-    callbacks = {name: instantiate(node) for name, node in cfg.callbacks.items()}
+    loggers = [record.logger, *([build(cfg.logger, **about)] if cfg.logger else [])]
+    callbacks = {name: build(node) for name, node in cfg.callbacks.items()}
     if not data.val_fraction:
         callbacks.pop("best", None)
-    trainer = instantiate(
+    trainer = build(
         cfg.trainer,
         callbacks=[*callbacks.values(), record],
         logger=loggers,
@@ -117,6 +135,11 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
         default_root_dir=run.path,
         enable_progress_bar=sys.stderr.isatty(),
     )
+    if trainer.num_devices > 1 and not forked:
+        raise ValueError(
+            f"trainer.devices={cfg.trainer.devices} with trainer.strategy={cfg.trainer.get('strategy')}: set "
+            "trainer.strategy=ddp_fork (trainer=ddp has it); others start this command again in each process"
+        )
     total = sum(p.numel() for p in method.parameters())
     trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
     log.info("%s, %d classes, images %s", choices.dataset, data.num_classes, tuple(shape.values()))
@@ -131,6 +154,8 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
     if run.checkpoint:
         log.info("going on from %s", run.checkpoint)
     trainer.fit(method, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
+    if not (run.path / "summary.json").exists():  # stopped between the last checkpoint and the end
+        record.close(trainer, method)
     Console().print(run_table(read_summary(run.path)))
     print(f"figures, metrics.csv, summary.json and checkpoints are in {os.path.relpath(run.path)}")
 
@@ -143,7 +168,10 @@ def fail(error: Exception, run: runfolder.RunFolder | None, sweep: bool) -> None
         run.failed(error)
         log.debug("failed", exc_info=error)
     expected = isinstance(error, ValueError | OSError | FloatingPointError | runfolder.AlreadyRunningError)
-    message = str(error) if expected else f"{type(error).__name__}: {error}"
+    if type(error).__name__ == "ProcessRaisedException":  # the traceback of another process; its last line says it
+        message = str(error).strip().splitlines()[-1]
+    else:
+        message = str(error) if expected else f"{type(error).__name__}: {error}"
     print(*(f"error: {line}" for line in message.splitlines()), sep="\n", file=sys.stderr)
     if run:
         print(f"the traceback is in {os.path.relpath(run.path / 'run.log')}", file=sys.stderr)
@@ -152,7 +180,7 @@ def fail(error: Exception, run: runfolder.RunFolder | None, sweep: bool) -> None
 
 
 def start_logging(folder: Path) -> list[logging.Handler]:
-    """Everything to run.log; to the terminal what ncdd says, and warnings of others, without tearing progress bars."""
+    """Everything to run.log; to the terminal only what ncdd says, without tearing progress bars."""
     from tqdm import tqdm
 
     class Terminal(logging.Handler):

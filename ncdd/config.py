@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 Node = dict[str, Any]
@@ -54,6 +54,14 @@ def check(config: Mapping[str, Any], wired: Mapping[str, Collection[str]]) -> No
     """
     known = {f.name for f in fields(Config)}
     mistakes = [f"{key}: no such setting; {suggest(key, known)}" for key in config if key not in known]
+    nodes = {name: config.get(name) for name in known} | {
+        f"callbacks.{name}": node for name, node in (config.get("callbacks") or {}).items()
+    }
+    mistakes += [
+        f"{path}: no _target_ among {', '.join(node)}; this group's choices have one"
+        for path, node in nodes.items()
+        if isinstance(node, Mapping) and node and "_target_" not in node and path != "callbacks"
+    ]
     mistakes += _mistakes(config, "", wired)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
@@ -64,24 +72,30 @@ def misspelt(overrides: Sequence[str], conf: str) -> list[str]:
 
     Hydra stops at the first, and advises to add it to the configuration as a new key.
     """
-    left, unknown = list(overrides), []
-    while True:
-        try:
-            with initialize_config_dir(conf, version_base="1.3"):
+    left = [re.sub(r"^([^=]*=[^\\[{(,]*),.*", r"\1", override) for override in overrides]  # of a sweep the first value
+    unknown: list[str] = []
+    others: list[str] = []
+    with initialize_config_dir(conf, version_base="1.3"):
+        cfg = compose("config")
+        while not others:
+            try:
                 cfg = compose("config", left)
-            break
-        except (HydraException, OmegaConfBaseException) as error:
-            found = re.search(r"Could not override '([^']+)'", str(error))
-            if not found:
-                return []  # something else is wrong, and Hydra says what
-            unknown.append(found[1])
-            left = [override for override in left if override.split("=")[0] != found[1]]
+                break
+            except (HydraException, OmegaConfBaseException) as error:
+                found = re.search(r"Could not override '([^']+)'", str(error))
+                kept = [override for override in left if not found or override.split("=")[0] != found[1]]
+                if found and len(kept) < len(left):
+                    unknown.append(found[1])
+                    left = kept
+                else:
+                    others.append(str(error))  # something else is wrong, and Hydra says what
     lines = []
     for key in unknown:
         parent, _, leaf = key.rpartition(".")
         node = OmegaConf.select(cfg, parent) if parent else cfg
-        lines.append(f"{key}: no such setting; {suggest(leaf, list(node) if node is not None else [])}")
-    return lines
+        known = [str(name) for name in node] if isinstance(node, DictConfig) else []
+        lines.append(f"{key}: no such setting; {suggest(leaf, known)}")
+    return lines + others if lines else []
 
 
 def suggest(word: str, known: Collection[str]) -> str:
@@ -108,7 +122,10 @@ def _node_mistakes(node: Mapping[str, Any], path: str, wired: Collection[str]) -
     except ValueError as error:
         yield f"{path}._target_: {error}"
         return
-    parameters = inspect.signature(target).parameters
+    try:
+        parameters = inspect.signature(target).parameters
+    except ValueError:  # of a class in C
+        return
     hints = _hints(target)
     given = {str(key): value for key, value in node.items() if key not in ("_target_", "_partial_", "_recursive_")}
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -19,7 +19,7 @@ import yaml
 
 LAST = Path("checkpoints") / "last.ckpt"
 # What may differ between a run and its resumption: it changes no number.
-UNCOMPARED = ("resume", "figures", "logger")
+UNCOMPARED = ("resume", "figures", "logger", "dataset.root", "dataset.download")
 
 
 @contextlib.contextmanager
@@ -82,7 +82,8 @@ def open_run(path: Path, config: Mapping[str, Any], *, resume: bool) -> RunFolde
                 return None
         else:
             write_text(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-        (path / "FAILED").unlink(missing_ok=True)
+        for left_over in [path / "FAILED", *path.rglob(".*.tmp")]:  # of an attempt that failed or was killed
+            left_over.unlink(missing_ok=True)
         on_failure.pop_all()
     checkpoint = path / LAST
     return RunFolder(path, checkpoint if resume and checkpoint.exists() else None, lock)
@@ -123,7 +124,7 @@ def _differences(path: Path, config: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: {stored.get(key)} there, {wanted.get(key)} now"
         for key in sorted(stored.keys() | wanted.keys())
-        if key.split(".")[0] not in UNCOMPARED and stored.get(key) != wanted.get(key)
+        if not key.startswith(UNCOMPARED) and stored.get(key) != wanted.get(key)
     ]
 
 

@@ -1,5 +1,6 @@
 """What a multirun ends with: one table of all its jobs, a CSV of it, and an exit code that tells of failures."""
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,25 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 JOBS = "jobs.txt"
+LONGEST = 200  # bytes of a folder's name; file systems allow 255
 
 
-def announce(sweep_dir: Path, job: Path) -> None:
-    """Note that `job` belongs to the sweep in progress; also from a process of a parallel launcher."""
+def job_folder(sweep_dir: Path, override_dirname: str) -> Path:
+    """Named by the job's overrides; shortened with a digest where a file system would refuse the name."""
+    name = override_dirname.replace("/", "_") or "defaults"
+    if len(name.encode()) > LONGEST:
+        name = f"{name[: LONGEST // 2]}...{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return sweep_dir / name
+
+
+def note(sweep_dir: Path, job: Path, outcome: str) -> None:
+    """Note how a job of the sweep in progress stands; also from a process of a parallel launcher."""
     with (sweep_dir / JOBS).open("a") as file:
-        file.write(f"{job.relative_to(sweep_dir)}\n")
+        file.write(f"{job.name}\t{outcome}\n")
 
 
 class SweepSummary(Callback):
-    """Hydra callback: the folder may hold jobs of earlier sweeps, so the table is of those announced in this one."""
+    """Hydra callback: the folder may hold jobs of earlier sweeps, so the table is of those noted in this one."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         (Path(config.hydra.sweep.dir) / JOBS).unlink(missing_ok=True)
@@ -27,16 +37,16 @@ class SweepSummary(Callback):
 
         from ncdd.report.table import sweep_table, write_sweep_csv
 
-        sweep_dir = Path(config.hydra.sweep.dir).resolve()
-        jobs = [sweep_dir / line for line in (sweep_dir / JOBS).read_text().splitlines()]
-        Console().print(sweep_table(jobs))
-        write_sweep_csv(jobs, sweep_dir / "sweep.csv")
-        failed = [job for job in jobs if not (job / "DONE").exists()]
-        print(
-            f"{len(jobs) - len(failed)} of {len(jobs)} jobs done; table in {Path(config.hydra.sweep.dir) / 'sweep.csv'}"
-        )
-        if failed:
-            print(
-                "failed, see run.log there; run the same command again for those:", *failed, sep="\n  ", file=sys.stderr
-            )
-            sys.exit(1)
+        sweep_dir = Path(config.hydra.sweep.dir)
+        lines = (sweep_dir / JOBS).read_text().splitlines()
+        outcomes = dict(line.split("\t") for line in lines)  # the last word on each job counts
+        jobs = [sweep_dir / name for name in outcomes]
+        failed = [str(sweep_dir / name) for name, outcome in outcomes.items() if outcome != "done"]
+        try:
+            Console().print(sweep_table(jobs))
+            write_sweep_csv(jobs, sweep_dir / "sweep.csv")
+            print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs done; table in {sweep_dir / 'sweep.csv'}")
+        finally:  # Hydra turns an exception here into a warning, but not an exit
+            if failed:
+                print("not done, run the same command again for:", *failed, sep="\n  ", file=sys.stderr)
+                sys.exit(1)

@@ -104,6 +104,9 @@ class NeuralCollapseCallback(pl.Callback):
 
     def measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         """`SPLIT/METRIC` -> value on every split, now. Leaves the module's modes and weights as they were."""
+        if trainer.world_size > 1:  # batch norm's running statistics are each rank's own until a synchronised forward
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, 0)
         values: dict[str, float] = {}
         reference: Tensor | None = None
         loaders = self._loaders(trainer)
@@ -118,8 +121,8 @@ class NeuralCollapseCallback(pl.Callback):
                     metric.set_reference(reference)
                 loss, sample = self._sweep(trainer, pl_module, head, loader, metric, split)
                 if metric.needs_second_pass:
-                    for features, labels, logits in self._forward(trainer, pl_module, head, loader, f"{split}, NC4"):
-                        metric.update_decisions(features, labels, logits)
+                    for features, targets, logits in self._forward(trainer, pl_module, head, loader, f"{split}, NC4"):
+                        metric.update_decisions(features, _labels(targets), logits)
                 collapse = metric.measure()
                 reference = collapse.mean_KD if reference is None else reference
                 values |= {f"{split}/loss": loss} | {f"{split}/{k}": v for k, v in collapse.values.items()}
@@ -128,10 +131,12 @@ class NeuralCollapseCallback(pl.Callback):
                     "mean": collapse.mean_KD.cpu().numpy(),
                     "count": collapse.count_K.cpu().numpy(),
                 } | sample
-        self.geometry[""] = {"weight": weight.cpu().numpy()} | ({} if bias is None else {"bias": bias.cpu().numpy()})
+        rows = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        self.geometry[""] = {name: _at_least_float32(t).cpu().numpy() for name, t in rows.items()}
         return values
 
     def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epochs: int) -> dict[str, float]:
+        """Measure, log, and say it in a line."""
         values = self.measure(trainer, pl_module)
         self._measured_epochs = epochs
         for logger in trainer.loggers:
@@ -150,8 +155,10 @@ class NeuralCollapseCallback(pl.Callback):
         if hasattr(datamodule, "measure_dataloaders"):
             self.loaders = datamodule.measure_dataloaders()
             return self.loaders
-        found = {"train": trainer.train_dataloader, "val": trainer.val_dataloaders}
-        self.loaders = {name: loader for name, loader in found.items() if loader}
+        val = trainer.val_dataloaders
+        several = val if isinstance(val, list) else [val]
+        found = {"train": trainer.train_dataloader} | {f"val{i or ''}": one for i, one in enumerate(several)}
+        self.loaders = {name: loader for name, loader in found.items() if loader is not None}
         return self.loaders
 
     def _sweep(
@@ -164,17 +171,28 @@ class NeuralCollapseCallback(pl.Callback):
         split: str,
     ) -> tuple[float, dict[str, np.ndarray]]:
         """One pass that feeds the metric: the mean loss, and the first `samples_kept` features with their labels."""
-        objective = getattr(pl_module, "objective", None) or _cross_entropy
+        objective = getattr(pl_module, "objective", None)
+        objective = objective if callable(objective) else _cross_entropy
         total = torch.zeros(2, dtype=torch.float64, device=pl_module.device)
         kept: list[tuple[Tensor, Tensor]] = []
         missing = self.samples_kept
-        for features, labels, logits in self._forward(trainer, pl_module, head, loader, split):
+        for features, targets, logits in self._forward(trainer, pl_module, head, loader, split):
+            labels = _labels(targets)
             metric.update(features, labels, logits)
-            counted = slice(None) if self.ignore_index is None else labels != self.ignore_index
-            loss = objective(logits=logits[counted], features=features[counted], targets=labels[counted])
-            n = len(labels[counted])
-            if n:
-                total += torch.stack([loss.double() * n, loss.new_tensor(n, dtype=torch.float64)])
+            if self.ignore_index is not None:
+                counted = labels != self.ignore_index
+                features, targets, labels, logits = (
+                    features[counted],
+                    targets[counted],
+                    labels[counted],
+                    logits[counted],
+                )
+            if n := len(labels):
+                loss = objective(
+                    logits=_at_least_float32(logits), features=_at_least_float32(features), targets=targets
+                )
+                total[0] += loss.double() * n
+                total[1] += n
             if missing > 0:
                 kept.append((features[:missing], labels[:missing]))
                 missing -= len(kept[-1][0])
@@ -188,17 +206,23 @@ class NeuralCollapseCallback(pl.Callback):
     def _forward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, head: nn.Linear, loader: Iterable[Any], name: str
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(features (B, D), labels (B,), logits (B, K)) of each batch; soft labels count as their largest class."""
+        """(features (B, D), targets (B,) or (B, K), logits (B, K)) of each batch."""
         captured: list[Tensor] = []
         hook = head.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
         try:
             for batch in tqdm(loader, desc=f"measuring {name}", leave=False, disable=None):
-                x, labels = trainer.strategy.batch_to_device(batch)[:2]
+                x, targets = self._inputs(trainer, batch)
                 with trainer.precision_plugin.forward_context():
                     logits = pl_module(x)
-                yield captured.pop().flatten(1), labels.argmax(1) if labels.ndim == 2 else labels, logits
+                yield captured.pop().flatten(1), targets, logits
         finally:
             hook.remove()
+
+    def _inputs(self, trainer: pl.Trainer, batch: Any) -> tuple[Tensor, Tensor]:
+        if not isinstance(batch, list | tuple) or len(batch) < 2:
+            raise ValueError(f"a batch to measure is (inputs, labels, ...); a loader gave a {type(batch).__name__}")
+        x, targets = trainer.strategy.batch_to_device(batch)[:2]
+        return trainer.precision_plugin.convert_input(x), targets
 
     def _head(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loaders: Mapping[str, Iterable[Any]]
@@ -206,8 +230,9 @@ class NeuralCollapseCallback(pl.Callback):
         if self.layer is None:
             self.layer = "head" if isinstance(getattr(pl_module, "head", None), nn.Linear) else None
         if self.layer is None:
-            x = trainer.strategy.batch_to_device(next(iter(next(iter(loaders.values())))))[0]
-            self.layer = last_linear(pl_module, x)
+            x, _ = self._inputs(trainer, next(iter(next(iter(loaders.values())))))
+            with trainer.precision_plugin.forward_context():
+                self.layer = last_linear(pl_module, x)
         head = dict(pl_module.named_modules()).get(self.layer)
         if not isinstance(head, nn.Linear):
             linear = [name for name, m in pl_module.named_modules() if isinstance(m, nn.Linear)]
@@ -232,6 +257,15 @@ def last_linear(module: nn.Module, x: Tensor) -> str:
     raise ValueError(
         f"no linear layer puts out the logits; name it by layer=..., one of {', '.join(outputs) or 'none'}"
     )
+
+
+def _labels(targets: Tensor) -> Tensor:
+    """Class indices (B,); of soft labels (B, K) the largest counts."""
+    return targets.argmax(1) if targets.ndim == 2 else targets
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _cross_entropy(logits: Tensor, features: Tensor, targets: Tensor) -> Tensor:

@@ -37,6 +37,10 @@ class FiniteLoss(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._raise_if_bad(trainer)
+        # the last step's loss was finite, but what it made of the weights shows only in the next
+        if not torch.stack([p.detach().isfinite().all() for p in pl_module.parameters()]).all():
+            self._first_bad = torch.tensor(trainer.global_step)
+            self._raise_if_bad(trainer)
 
     def _raise_if_bad(self, trainer: pl.Trainer) -> None:
         bad = -1 if self._first_bad is None else int(self._first_bad)

@@ -20,7 +20,7 @@ from ncdd.runfolder import write_json, write_text
 
 
 class CSVLogger(Logger):
-    """One row a call of `log_metrics`, blank where not logged; `epoch` is the number of epochs completed by then.
+    """One row a call of `log_metrics`, blank where not logged; `epoch` counts epochs from 1, 0 being before training.
 
     Lightning's own rewrites the file each time and starts anew when a run is resumed.
     """
@@ -70,7 +70,11 @@ class CSVLogger(Logger):
         with self.path.open(newline="") as file:
             reader = csv.DictReader(file)
             self.columns = list(reader.fieldnames or self.columns)
-            self.rows = [{k: v for k, v in row.items() if v} for row in reader][:rows]
+            found = [{k: v for k, v in row.items() if v} for row in reader]
+        # Lightning logs the means of an epoch after the checkpoint of its end, at a step before it
+        last = found[rows - 1] if rows else {}
+        late = [r for r in found[rows:] if r["epoch"] == last.get("epoch") and int(r["step"]) < int(last["step"])]
+        self.rows = found[:rows] + late
         write_text(self.path, self._text(self.rows, header=True))
 
     def _text(self, rows: list[dict[str, Any]], *, header: bool) -> str:
@@ -107,10 +111,16 @@ class Record(pl.Callback):
         if rank_zero_only.rank == 0:  # type: ignore[attr-defined]
             self.logger.rewind(state_dict["rows"])
 
-    @rank_zero_only
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.close(trainer, pl_module)
+
+    @rank_zero_only
+    def close(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write collapse.npz, summary.json and the figures; also for a run that was stopped when only these lacked."""
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, NeuralCollapseCallback):
+                if not callback.geometry:
+                    callback.measure(trainer, pl_module)
                 if trainer.datamodule is not None:  # type: ignore[attr-defined]
                     names = trainer.datamodule.class_names  # type: ignore[attr-defined]
                     callback.geometry[""]["class_names"] = names

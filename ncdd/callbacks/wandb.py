@@ -70,7 +70,9 @@ class WandbLogger(pl_loggers.WandbLogger):
             try:
                 run = super().experiment
             except (wandb.Error, OSError) as error:
-                log.warning("W&B is out of reach (%s): going on offline", str(error).splitlines()[0])
+                log.warning(
+                    "W&B is out of reach (%s): going on offline", (str(error).splitlines() or [type(error).__name__])[0]
+                )
                 self._wandb_init["mode"] = "offline"
                 run = super().experiment
             if run.settings.mode == "online":
@@ -102,11 +104,11 @@ class WandbLogger(pl_loggers.WandbLogger):
 
 
 def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlparse(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url).hostname
     try:
-        return netrc.netrc().authenticators(host or "") is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
     except (FileNotFoundError, netrc.NetrcParseError):
         return False
 

@@ -57,7 +57,10 @@ class Classify(pl.LightningModule):
         features = self.features(x)
         loss = self.objective(self.head(features), features, targets)
         self.log("train/batch_loss", loss, prog_bar=True)
-        return loss + self.feature_decay * feature_penalty(features) if self.feature_decay else loss
+        if not self.feature_decay:
+            return loss
+        # a sum over the global batch; DDP averages gradients over the ranks
+        return loss + self.trainer.world_size * self.feature_decay * feature_penalty(features)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         x, targets = batch

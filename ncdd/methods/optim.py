@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 Optimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -70,13 +71,15 @@ class LBFGS(torch.optim.LBFGS):
 
     def step(self, closure: Callable[[], Any]) -> Any:  # type: ignore[override]
         def decayed() -> Tensor:
-            with torch.enable_grad():
-                loss = torch.as_tensor(closure())
+            loss = torch.as_tensor(closure()).detach().clone()
             with torch.no_grad():
                 for p, decay in self._decayed:
                     if decay and p.grad is not None:
                         p.grad.add_(p, alpha=decay)
                         loss = loss + 0.5 * decay * p.square().sum()
+                if dist.is_available() and dist.is_initialized():  # all ranks must decide alike on what it is
+                    dist.all_reduce(loss)
+                    loss = loss / dist.get_world_size()
             return loss
 
         return super().step(decayed)

@@ -48,8 +48,8 @@ def process(tmp_path):
     """process(*overrides) -> a started Popen of the same command, in tmp_path."""
     started = []
 
-    def start(*overrides: str) -> subprocess.Popen[str]:
-        environment = os.environ | {"WANDB_MODE": "disabled", "COLUMNS": "120"}
+    def start(*overrides: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        environment = os.environ | {"WANDB_MODE": "disabled", "COLUMNS": "120"} | (environment or {})
         started.append(
             subprocess.Popen(
                 [sys.executable, str(ROOT / "run.py"), *overrides],

@@ -157,6 +157,8 @@ def test_a_mistake_is_one_clear_line(command, tmp_path, overrides, message):
         (["model=resnet19"], "Could not find 'model/resnet19'"),
         (["modell=resnet18"], "error: modell: no such setting; did you mean model?"),
         (["model.widht=3"], "error: model.widht: no such setting; did you mean width?"),
+        (["-m", "model.widht=3,4"], "error: model.widht: no such setting; did you mean width?"),
+        (["model.width.x=3"], "model.width"),
         (["sede=3", "optimizer.Lr=3"], "error: optimizer.Lr: no such setting; did you mean lr?"),
         (["sede=3", "optimizer.Lr=3"], "error: sede: no such setting; did you mean seed?"),
     ],
@@ -168,13 +170,55 @@ def test_what_hydra_does_not_know_is_named(command, overrides, message):
 
 
 def test_a_nan_keeps_the_last_finite_checkpoint(command, tmp_path):
-    code, _, err = command(*TINY, "trainer.max_epochs=9", "optimizer.lr=1e12", "loss=mse")
+    """The learning rate is multiplied by 1e30 after the first epoch, whose checkpoint must survive."""
+    blow_up = ["scheduler=step", "scheduler.step_size=1", "scheduler.gamma=1e30", "trainer.max_epochs=9"]
+    code, _, err = command(*TINY, *blow_up, "loss=mse")
     assert code == 1
-    assert "not finite since step" in err
-    last = only_run(tmp_path) / "checkpoints/last.ckpt"
-    if last.exists():
-        weights = torch.load(last, weights_only=True)["state_dict"].values()
-        assert all(bool(torch.isfinite(w).all()) for w in weights)
+    assert "the loss is not finite since step" in err
+    checkpoint = torch.load(only_run(tmp_path) / "checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["epoch"] == 0
+    assert all(bool(torch.isfinite(w).all()) for w in checkpoint["state_dict"].values())
+
+
+def test_a_run_killed_just_before_its_end_is_finished(command, tmp_path):
+    assert command(*TINY, "hydra.run.dir=runs/a")[0] == 0
+    left = {name: (tmp_path / "runs/a" / name) for name in ("DONE", "summary.json", "collapse.npz")}
+    metrics = (tmp_path / "runs/a/metrics.csv").read_text()
+    for path in left.values():
+        path.unlink()
+    code, _, err = command(*TINY, "hydra.run.dir=runs/a", "resume=true")
+    assert code == 0, err
+    assert all(path.exists() for path in left.values())
+    assert (tmp_path / "runs/a/metrics.csv").read_text() == metrics
+
+
+def test_a_sweep_does_not_pass_off_an_older_result_as_its_own(command, tmp_path):
+    sweep = ["-m", *TINY, "name=old", "seed=0"]
+    assert command(*sweep)[0] == 0
+    (job,) = (path for path in (tmp_path / "multirun/old").iterdir() if path.is_dir())
+    config = job / "config.yaml"
+    config.write_text(config.read_text().replace("momentum: 0.9", "momentum: 0.8"))
+    code, out, err = command(*sweep)
+    assert code == 1
+    assert "0 of 1 jobs done" in out
+    assert "optimizer.momentum: 0.8 there, 0.9 now" in err
+
+
+def test_a_long_name_is_shortened_and_two_runs_of_one_second_are_apart(command, tmp_path):
+    many = [f"+trainer.limit_val_batches={1.0}", "trainer.gradient_clip_val=1000", "optimizer.nesterov=true",
+            "model.feature_dim=12", "dataset.val_fraction=0.1", "dataset.label_noise=0.1", "seed=3"]  # fmt: skip
+    code, _, err = command("-m", *TINY, *many, "name=long")
+    assert code == 0, err
+    (job,) = (path for path in (tmp_path / "multirun/long").iterdir() if path.is_dir())
+    assert len(job.name) <= 200
+    assert command(*TINY, "trainer.max_epochs=1")[0] == command(*TINY, "trainer.max_epochs=1")[0] == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_every_precision_measures(command, precision):
+    code, _, err = command(*TINY, f"trainer.precision={precision}", "trainer.max_epochs=1")
+    assert code == 0, err
 
 
 def test_a_damaged_checkpoint_is_named(command, tmp_path):

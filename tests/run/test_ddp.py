@@ -7,7 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from ncdd.collapse import measure
+from ncdd.data import ImageDataModule
+from ncdd.data.sources import digits
+from ncdd.models import MLP, Linear
 from tests.run.conftest import TINY
 
 
@@ -31,6 +36,48 @@ def test_two_processes_give_the_metrics_of_one(process, tmp_path, budget):
         assert two[0][name] == pytest.approx(value, rel=1e-6 if "loss" in name else 1e-10, abs=1e-12), name
 
 
+def test_what_two_processes_log_last_is_what_their_checkpoint_gives(process, command, tmp_path):
+    """Batch norm's statistics differ by rank after a step; threads of the parent must not hang the forked ranks."""
+    same = [*TINY, "dataset.val_fraction=0", "trainer.max_epochs=2", "trainer.log_every_n_steps=1000"]
+    environment = {"OMP_NUM_THREADS": "2"}
+    run = process(*same, "trainer=ddp", "hydra.run.dir=ddp", environment=environment)
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, output
+    logged = measured(tmp_path / "ddp")[-1]
+    weights = torch.load(tmp_path / "ddp/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    data = ImageDataModule(source=digits, batch_size=32, measure_batch_size=512, seed=0, samples_per_class=10)
+    data.setup()
+    body = MLP(in_channels=1, image_size=8, width=16, depth=1, norm="batch")
+    head = Linear(num_features=16, num_classes=10, bias=True)
+    body.load_state_dict({k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")})
+    head.load_state_dict({k.removeprefix("head."): v for k, v in weights.items() if k.startswith("head.")})
+    x, y = next(iter(data.measure_dataloaders()["test"]))
+    with torch.no_grad():
+        expected = measure(body.eval()(x), y, weight_KD=head.weight, bias_K=head.bias).values
+    assert logged["test/nc1_pinv"] == pytest.approx(expected["nc1_pinv"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.devices=2"], "set trainer.strategy=ddp_fork"),
+        (["trainer=ddp", "optimizer.lr=1e30", "trainer.max_epochs=3", "loss=mse"], "not finite since step"),
+    ],
+)
+def test_mistakes_with_several_processes_are_one_line(process, overrides, message):
+    run = process(*TINY, *overrides)
+    output, _ = run.communicate(timeout=120)
+    (line,) = (line for line in output.splitlines() if line.startswith("error: "))
+    assert run.returncode == 1
+    assert message in line
+
+
+def test_lbfgs_decides_alike_in_all_processes(process):
+    run = process(*TINY, "trainer=ddp", "optimizer=lbfgs", "optimizer.line_search_fn=strong_wolfe", "optimizer.lr=1")
+    output, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, output
+
+
 def test_wandb_offline_is_one_run_a_job_and_says_how_to_look(command, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -52,4 +99,5 @@ def test_wandb_offline_is_one_run_a_job_and_says_how_to_look(command, tmp_path, 
         assert "figures/collapse" in inspected
         header = next(json.loads(line) for line in inspected.splitlines() if '"type":"run"' in line)
         assert header["run"]["config"]["update"]["seed"] == int(seed)
-        assert '"step_metric":"epoch"' in inspected or "step_metric" in inspected
+        axes = [entry["metric"] for line in inspected.splitlines() if (entry := json.loads(line))["type"] == "metric"]
+        assert {"train/nc1_pinv": "epoch"}.items() <= {a.get("name"): a.get("step_metric") for a in axes}.items()

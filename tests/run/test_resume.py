@@ -52,6 +52,8 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(command, process, tmp_
     assert "going on from" in out
     assert only_run(tmp_path) == folder
     assert (folder / "metrics.csv").read_text() == (tmp_path / "whole/metrics.csv").read_text()
-    ours, whole = (torch.load(f / "checkpoints/last.ckpt", weights_only=True) for f in (folder, tmp_path / "whole"))
-    for name, weight in whole["state_dict"].items():
-        assert torch.equal(weight, ours["state_dict"][name]), name
+    for file in ("checkpoints/last.ckpt", "checkpoints/best.ckpt"):
+        ours, whole = (torch.load(f / file, weights_only=True) for f in (folder, tmp_path / "whole"))
+        assert ours["epoch"] == whole["epoch"]
+        for name, weight in whole["state_dict"].items():
+            assert torch.equal(weight, ours["state_dict"][name]), (file, name)
