@@ -73,6 +73,7 @@ class WandbLogger(pl_loggers.WandbLogger):
                 log.warning(
                     "W&B is out of reach (%s): going on offline", (str(error).splitlines() or [type(error).__name__])[0]
                 )
+                wandb.teardown()  # W&B's service still holds the id of the run that it could not begin
                 self._wandb_init["mode"] = "offline"
                 run = super().experiment
             if run.settings.mode == "online":

@@ -101,3 +101,14 @@ def test_wandb_offline_is_one_run_a_job_and_says_how_to_look(command, tmp_path, 
         assert header["run"]["config"]["update"]["seed"] == int(seed)
         axes = [entry["metric"] for line in inspected.splitlines() if (entry := json.loads(line))["type"] == "metric"]
         assert {"train/nc1_pinv": "epoch"}.items() <= {a.get("name"): a.get("step_metric") for a in axes}.items()
+
+
+def test_wandb_with_a_key_but_no_server_goes_on_offline(process, tmp_path):
+    """In another process: W&B keeps the address of its server for as long as a process lives."""
+    key = {"WANDB_MODE": "", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    online = [o for o in TINY if not o.startswith("logger")]
+    run = process(*online, "logger.init_timeout=3.0", environment=key)
+    output, _ = run.communicate(timeout=100)
+    assert run.returncode == 0, output
+    assert "W&B is out of reach" in output
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
