@@ -105,7 +105,7 @@ def test_wandb_offline_is_one_run_a_job_and_says_how_to_look(command, tmp_path, 
 
 def test_wandb_with_a_key_but_no_server_goes_on_offline(process, tmp_path):
     """In another process: W&B keeps the address of its server for as long as a process lives."""
-    key = {"WANDB_MODE": "", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    key = {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     online = [o for o in TINY if not o.startswith("logger")]
     run = process(*online, "logger.init_timeout=3.0", environment=key)
     output, _ = run.communicate(timeout=100)
