@@ -5,6 +5,7 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -88,12 +89,11 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
     import pytorch_lightning as pl
     import torch
     from hydra.utils import instantiate
-    from rich.console import Console
 
     from ncdd.callbacks.guards import AtomicCheckpointIO
     from ncdd.callbacks.record import Record
     from ncdd.report.folder import read_summary
-    from ncdd.report.table import run_table
+    from ncdd.report.table import run_table, wide_console
 
     of_data = {"feature_dim"} if plain["model"].get("feature_dim") == "K" else set()
     config.check({**plain, "model": {**plain["model"], **dict.fromkeys(of_data)}}, WIRED)
@@ -156,7 +156,7 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
     trainer.fit(method, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
     if not (run.path / "summary.json").exists():  # stopped between the last checkpoint and the end
         record.close(trainer, method)
-    Console().print(run_table(read_summary(run.path)))
+    wide_console().print(run_table(read_summary(run.path)))
     print(f"figures, metrics.csv, summary.json and checkpoints are in {os.path.relpath(run.path)}")
 
 
@@ -165,8 +165,9 @@ def fail(error: Exception, run: runfolder.RunFolder | None, sweep: bool) -> None
     while isinstance(error, InstantiationException) and isinstance(error.__cause__, Exception):
         error = error.__cause__  # what the constructor said, without Hydra's frame around it
     if run:
-        run.failed(error)
         log.debug("failed", exc_info=error)
+        with suppress(OSError):  # on a full disk there may be no room even to say so
+            run.failed(error)
     expected = isinstance(error, ValueError | OSError | FloatingPointError | runfolder.AlreadyRunningError)
     if type(error).__name__ == "ProcessRaisedException":  # the traceback of another process; its last line says it
         message = str(error).strip().splitlines()[-1]
@@ -211,7 +212,7 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, instead of being printed and ending the program there
     try:
         one_job()
-    except (HydraException, OmegaConfBaseException, OSError) as error:
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
         misspelt = config.misspelt([a for a in sys.argv[1:] if not a.startswith("-")], CONF)
         sys.exit("\n".join(f"error: {line}" for line in misspelt or [str(error)]))
 

@@ -93,8 +93,9 @@ def unfinished(parent: Path, config: Mapping[str, Any]) -> Path | None:
     """The newest run in `parent` that was begun with `config` and is not DONE."""
     for path in sorted(parent.glob("*/config.yaml"), key=lambda p: p.stat().st_mtime, reverse=True):
         folder = path.parent
-        if not (folder / "DONE").exists() and (folder / LAST).exists() and not _differences(folder, config):
-            return folder
+        with contextlib.suppress(OSError, yaml.YAMLError):  # another run's damage is not this one's
+            if not (folder / "DONE").exists() and (folder / LAST).exists() and not _differences(folder, config):
+                return folder
     return None
 
 

@@ -1,6 +1,7 @@
 """What a multirun ends with: one table of all its jobs, a CSV of it, and an exit code that tells of failures."""
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-JOBS = "jobs.txt"
+JOBS = "NCDD_SWEEP_JOBS"  # environment variable: the file in the sweep's folder where its jobs are noted
 LONGEST = 200  # bytes of a folder's name; file systems allow 255
 
 
@@ -22,7 +23,7 @@ def job_folder(sweep_dir: Path, override_dirname: str) -> Path:
 
 def note(sweep_dir: Path, job: Path, outcome: str) -> None:
     """Note how a job of the sweep in progress stands; also from a process of a parallel launcher."""
-    with (sweep_dir / JOBS).open("a") as file:
+    with (sweep_dir / os.environ[JOBS]).open("a") as file:
         file.write(f"{job.name}\t{outcome}\n")
 
 
@@ -30,20 +31,22 @@ class SweepSummary(Callback):
     """Hydra callback: the folder may hold jobs of earlier sweeps, so the table is of those noted in this one."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        (Path(config.hydra.sweep.dir) / JOBS).unlink(missing_ok=True)
+        os.environ[JOBS] = f".jobs-{os.getpid()}"  # its own, as two sweeps may share a folder; processes inherit it
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from rich.console import Console
-
-        from ncdd.report.table import sweep_table, write_sweep_csv
+        from ncdd.report.table import sweep_table, wide_console, write_sweep_csv
 
         sweep_dir = Path(config.hydra.sweep.dir)
-        lines = (sweep_dir / JOBS).read_text().splitlines()
+        notes = sweep_dir / os.environ[JOBS]
+        if not notes.exists():
+            sys.exit(f"error: no job of this sweep is in {sweep_dir}: nothing was swept, or name= was, which names it")
+        lines = notes.read_text().splitlines()
+        notes.unlink()
         outcomes = dict(line.split("\t") for line in lines)  # the last word on each job counts
         jobs = [sweep_dir / name for name in outcomes]
         failed = [str(sweep_dir / name) for name, outcome in outcomes.items() if outcome != "done"]
         try:
-            Console().print(sweep_table(jobs))
+            wide_console().print(sweep_table(jobs))
             write_sweep_csv(jobs, sweep_dir / "sweep.csv")
             print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs done; table in {sweep_dir / 'sweep.csv'}")
         finally:  # Hydra turns an exception here into a warning, but not an exit

@@ -1,7 +1,6 @@
 """`python -m ncdd.report FOLDER`: a run's figures and table, or a sweep's table and CSV."""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,7 @@ from rich.console import Console
 
 from ncdd.report.figures import FORMATS, draw
 from ncdd.report.folder import is_run, job_folders, read_summary
-from ncdd.report.table import run_table, sweep_table, write_sweep_csv
-
-PIPED_WIDTH = 120  # columns where the output is no terminal and COLUMNS is not set
+from ncdd.report.table import run_table, sweep_table, wide_console, write_sweep_csv
 
 
 def report_run(folder: Path, formats: Sequence[str], console: Console) -> None:
@@ -41,8 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="a run's folder, or a sweep's that holds run folders")
     parser.add_argument("--formats", default="png", help=f"comma-separated, of {', '.join(FORMATS)} (default: png)")
     options = parser.parse_args(arguments)
-    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    console = Console(width=PIPED_WIDTH if piped else None)
+    console = wide_console()
     try:
         if not options.folder.is_dir():
             raise FileNotFoundError(f"{options.folder}: there is no such folder")

@@ -7,6 +7,7 @@ import csv
 import math
 import os
 import re
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -38,7 +39,14 @@ RESULTS = (
     ("NC3", "train/nc3_dual_etf"),
 )
 STATUS_STYLE = {"done": "green", "failed": "bold red", "unfinished": "yellow"}
+PIPED_WIDTH = 120  # columns where the output is no terminal and COLUMNS is not set
 WIDEST = 28  # characters of an override's value
+
+
+def wide_console() -> Console:
+    """A console for these tables: a file or a pipe is not narrower than they are."""
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(width=PIPED_WIDTH if piped else None)
 
 
 def number(metric: str, value: float | None) -> str:
