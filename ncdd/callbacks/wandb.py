@@ -61,6 +61,7 @@ class WandbLogger(pl_loggers.WandbLogger):
             settings=wandb.Settings(init_timeout=init_timeout, silent=True, console="off"),
         )
         self._wandb_init.pop("anonymous")  # Lightning passes it; W&B warns that it has no effect
+        self._folder = folder
         self._axes: set[str] = set()
 
     @property
@@ -73,8 +74,9 @@ class WandbLogger(pl_loggers.WandbLogger):
                 log.warning(
                     "W&B is out of reach (%s): going on offline", (str(error).splitlines() or [type(error).__name__])[0]
                 )
-                wandb.teardown()  # W&B's service still holds the id of the run that it could not begin
-                self._wandb_init["mode"] = "offline"
+                # W&B's service may hold the id of the run that it could not begin: take another
+                wandb.teardown()
+                self._wandb_init |= {"mode": "offline", "id": _new_id(self._folder)}
                 run = super().experiment
             if run.settings.mode == "online":
                 log.info("W&B: %s", run.url)
@@ -116,6 +118,10 @@ def _has_key() -> bool:
 
 def _run_id(folder: Path) -> str:
     path = folder / "wandb_id"
-    if not path.exists():
-        path.write_text(secrets.token_hex(4))
-    return path.read_text()
+    return path.read_text() if path.exists() else _new_id(folder)
+
+
+def _new_id(folder: Path) -> str:
+    fresh = secrets.token_hex(4)
+    (folder / "wandb_id").write_text(fresh)
+    return fresh
