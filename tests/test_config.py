@@ -1,20 +1,29 @@
 """Every YAML composes, passes check() and its targets build; every kind of mistake is named."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.loggers import Logger
 
 import run
 from ncdd import config
 
 CONF = Path(__file__).parents[1] / "conf"
 CHOICES = sorted(p.relative_to(CONF).with_suffix("") for p in CONF.glob("*/*.yaml"))
-# what a group needs before it means anything
-NEEDS = {"dataset/distilled": ["dataset.path=set.safetensors"], "scheduler/cosine": []}
+# what a choice needs before it means anything, or to be built on a machine without a GPU
+NEEDS = {
+    "dataset/distilled": ["dataset.path=set.safetensors"],
+    "trainer/gpu": ["trainer.accelerator=cpu"],
+    "method/etf": ["head=etf"],
+}
 
 
 def plain(*overrides: str) -> dict:
@@ -26,6 +35,45 @@ def plain(*overrides: str) -> dict:
 def test_every_choice_composes_and_passes_check(choice):
     group, name = choice.parts
     config.check(plain(f"{group}={name}", *NEEDS.get(str(choice), [])), run.WIRED)
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=str)
+def test_every_choice_builds(choice, tmp_path, monkeypatch):
+    """Every node of the composed configuration, with the arguments that run.py wires in, and a forward pass."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
+    group, name = choice.parts
+    cfg = OmegaConf.create(
+        plain(f"{group}={name}", *NEEDS.get(str(choice), []), f"+trainer.default_root_dir={tmp_path}")
+    )
+    build = partial(instantiate, _convert_="all")
+    model = build(cfg.model, in_channels=3, image_size=32)
+    head = build(cfg.head, num_features=model.num_features, num_classes=10)
+    parts = {part: build(cfg[part]) for part in ("loss", "optimizer", "scheduler")}
+    method = build(cfg.method, model=model, head=head, **parts).eval()
+    configured = method.configure_optimizers()
+    assert isinstance(configured["optimizer"], torch.optim.Optimizer)
+    assert isinstance(configured["lr_scheduler"]["scheduler"], torch.optim.lr_scheduler.LRScheduler)
+    with torch.no_grad():
+        x, y = torch.randn(2, 3, 32, 32), torch.tensor([1, 7])
+        features = method.features(x)
+        logits = method(x)
+        assert logits.shape == (2, 10)
+        assert method.objective(logits, features, y).isfinite()
+    if choice != Path("dataset/distilled"):  # reads its file when it is built; tests/data does that
+        assert isinstance(build(cfg.dataset, seed=0), pl.LightningDataModule)
+    callbacks = [build(node) for node in cfg.callbacks.values()]
+    assert isinstance(build(cfg.trainer, callbacks=callbacks, logger=False), pl.Trainer)
+    if cfg.logger:
+        about = {
+            "folder": tmp_path,
+            "name": "n",
+            "group": None,
+            "job_type": "t",
+            "tags": ["a"],
+            "settings": {"seed": 0},
+        }
+        assert isinstance(build(cfg.logger, **about), Logger)
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
