@@ -20,6 +20,21 @@ Node = dict[str, Any]
 
 
 @dataclass
+class Study:
+    """The figure that a sweep ends with, and the table beside it; see `ncdd.report`.
+
+    figure: its file's name, None for the sweep's.  panels: a row of panels a metric.
+    columns: the swept setting with a column of panels for each of its values.  x: the swept setting against which
+    final values are drawn; None draws curves over epochs.
+    """
+
+    figure: str | None = None
+    panels: list[str] = field(default_factory=list)
+    columns: str | None = None
+    x: str | None = None
+
+
+@dataclass
 class Config:
     """One field a group of conf/, and what belongs to none; Hydra refuses any other key at the top."""
 
@@ -27,6 +42,10 @@ class Config:
     seed: int = 0
     resume: bool = False
     figures: bool = True
+    checkpoint: str | None = None
+    study: Study = field(default_factory=Study)
+    task: Node = field(default_factory=dict)
+    ood: Node = field(default_factory=dict)
     dataset: Node = field(default_factory=dict)
     model: Node = field(default_factory=dict)
     head: Node = field(default_factory=dict)
@@ -60,7 +79,7 @@ def check(config: Mapping[str, Any], wired: Mapping[str, Collection[str]]) -> No
     mistakes += [
         f"{path}: no _target_ among {', '.join(node)}; this group's choices have one"
         for path, node in nodes.items()
-        if isinstance(node, Mapping) and node and "_target_" not in node and path != "callbacks"
+        if isinstance(node, Mapping) and node and "_target_" not in node and path not in ("callbacks", "study")
     ]
     mistakes += _mistakes(config, "", wired)
     if mistakes:

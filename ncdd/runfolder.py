@@ -19,7 +19,7 @@ import yaml
 
 LAST = Path("checkpoints") / "last.ckpt"
 # What may differ between a run and its resumption: it changes no number.
-UNCOMPARED = ("resume", "figures", "logger", "dataset.root", "dataset.download")
+UNCOMPARED = ("resume", "figures", "study", "logger", "dataset.root", "dataset.download")
 
 
 @contextlib.contextmanager
