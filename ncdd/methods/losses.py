@@ -16,7 +16,9 @@ def one_hot(targets: Tensor, num_classes: int) -> Tensor:
 def cross_entropy(
     logits: Tensor, features: Tensor, weight: Tensor, targets: Tensor, *, label_smoothing: float
 ) -> Tensor:
-    """Cross-entropy; label smoothing as in Szegedy et al. 2016 (0 is none)."""
+    """Cross-entropy; label smoothing in [0, 1] as in Szegedy et al. 2016 (0 is none)."""
+    if not 0 <= label_smoothing <= 1:  # torch lets NaN through
+        raise ValueError(f"loss.label_smoothing={label_smoothing}: a number in [0, 1] is needed")
     return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
 

@@ -24,6 +24,9 @@ def parameter_groups(
     body: weights of matrices and convolutions.  norm: biases and normalisation parameters of the body.
     head: weight and bias of the last layer (Zhu et al. 2021 decay only these, and the features).
     """
+    for name, decay in (("body_decay", body_decay), ("norm_decay", norm_decay), ("head_decay", head_decay)):
+        if decay is not None and not decay >= 0:
+            raise ValueError(f"method.{name}={decay}: null or a number >= 0 is needed")
     of_body = [p for p in body.parameters() if p.requires_grad]
     members = [
         ([p for p in of_body if p.ndim > 1], body_decay),

@@ -4,6 +4,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from ncdd.models.checks import at_least_1
+
 NORMS = ("batch", "instance", "group", "none")
 
 
@@ -38,6 +40,7 @@ class ConvNet(nn.Sequential):
         norm: Literal["batch", "instance", "group", "none"] = "instance",
         feature_dim: int | None = None,
     ) -> None:
+        at_least_1(width=width, feature_dim=feature_dim)
         pad_to_32 = in_channels == 1 and image_size == 28
         size = 32 if pad_to_32 else image_size
         if depth < 1 or size >> depth < 1:

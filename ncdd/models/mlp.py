@@ -5,6 +5,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from ncdd.models.checks import at_least_1
+
 
 class MLP(nn.Sequential):
     """Flatten, then `depth` times [Linear, norm, ReLU]: (B, C, H, W) -> (B, num_features).
@@ -24,8 +26,7 @@ class MLP(nn.Sequential):
         norm: Literal["batch", "none"] = "batch",
         feature_dim: int | None = None,
     ) -> None:
-        if depth < 1:
-            raise ValueError(f"depth={depth}: an MLP needs at least 1 hidden layer")
+        at_least_1(width=width, depth=depth, feature_dim=feature_dim)
         if norm not in ("batch", "none"):
             raise ValueError(f"norm={norm!r}: choose from batch, none")
         self.num_features = feature_dim or width

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ncdd.models.checks import at_least_1
+
 
 def _conv(channels: int, out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=False)
@@ -89,6 +91,7 @@ class ResNet(nn.Module):
             raise ValueError(f"depth={depth}: choose from {', '.join(map(str, DEPTHS))}")
         if stem not in ("auto", "cifar", "imagenet"):
             raise ValueError(f"stem={stem!r}: choose from auto, cifar, imagenet")
+        at_least_1(width=width, feature_dim=feature_dim)
         block, blocks = DEPTHS[depth]
         imagenet = stem == "imagenet" or (stem == "auto" and image_size >= 64)
         self.conv1 = _conv(in_channels, width, 7, 2) if imagenet else _conv(in_channels, width, 3)

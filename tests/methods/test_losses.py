@@ -91,3 +91,12 @@ def test_lbfgs_decay_is_a_penalty_by_group():
     optimizer.step(closure)
     torch.testing.assert_close(plain.data, a, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(decayed.data, a / 1.25, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [-1.0, math.nan])
+def test_a_decay_or_smoothing_that_means_nothing_is_named(value):
+    decays = {"body_decay": None, "norm_decay": None, "head_decay": value}
+    with pytest.raises(ValueError, match="method.head_decay="):
+        parameter_groups(nn.Linear(2, 2), nn.Linear(2, 2), **decays)
+    with pytest.raises(ValueError, match="loss.label_smoothing="):
+        call(losses.cross_entropy, LABELS, label_smoothing=value)

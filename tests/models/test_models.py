@@ -1,5 +1,7 @@
 """Models against torchvision's, against published parameter counts, and by their shapes."""
 
+from functools import partial
+
 import pytest
 import torch
 import torchvision
@@ -103,7 +105,7 @@ def test_etf_head_is_a_simplex_etf_without_gradient():
             lambda: ConvNet(in_channels=1, image_size=8, width=8, depth=1, norm="layer"),
             "norm='layer': choose from batch",
         ),
-        (lambda: MLP(in_channels=1, image_size=8, width=8, depth=0), "depth=0: an MLP needs at least 1"),
+        (lambda: MLP(in_channels=1, image_size=8, width=8, depth=0), "model.depth=0: a number >= 1"),
         (lambda: MLP(in_channels=1, image_size=8, width=8, depth=1, norm="x"), "norm='x': choose from batch, none"),
         (
             lambda: SimplexETF(num_features=4, num_classes=10, bias=True, rotation="identity", scale=1.0, seed=0),
@@ -114,3 +116,18 @@ def test_etf_head_is_a_simplex_etf_without_gradient():
 def test_errors_name_the_choices(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("size", ["width", "feature_dim"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        partial(MLP, depth=2),
+        partial(ConvNet, depth=3),
+        partial(ResNet, depth=18, stem="auto"),
+    ],
+)
+def test_a_size_below_1_is_named(model, size):
+    sizes = {"width": 8, "feature_dim": 8} | {size: 0}
+    with pytest.raises(ValueError, match=f"model.{size}=0: a number >= 1 is needed"):
+        model(in_channels=3, image_size=32, **sizes)
