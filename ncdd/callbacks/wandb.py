@@ -1,18 +1,18 @@
 """W&B that never hangs: online where there is a key and a network, else offline with a line on how to look."""
 
 import logging
-import netrc
 import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import pytorch_lightning.loggers as pl_loggers
 import wandb
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
+
+from ncdd.report.dashboard import has_key
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,7 @@ HOW_TO_LOOK = "look at it with `wandb leet {dir}`, or upload it with `wandb sync
 class WandbLogger(pl_loggers.WandbLogger):
     """Lightning's, with `epoch` as the axis of every metric, one W&B folder for all runs, and no way to hang.
 
+    settings: flat, with dotted keys; W&B gets them nested, as its groups, columns and filters take a dotted key.
     folder: of the run; keeps its W&B id, so that a resumed run goes on in the same W&B run.
     directory: where W&B puts its files (`directory/wandb`), shared by all runs.
     online: null decides by whether there is a key; WANDB_MODE overrides.
@@ -46,7 +47,7 @@ class WandbLogger(pl_loggers.WandbLogger):
         root = Path(directory).resolve()
         root.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_DATA_DIR", str(root / "wandb"))  # tables are staged here, else in the home folder
-        mode = os.environ.get("WANDB_MODE") or ("online" if (_has_key() and online is None) or online else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if (has_key() and online is None) or online else "offline")
         super().__init__(
             project=project,
             name=name,
@@ -56,7 +57,7 @@ class WandbLogger(pl_loggers.WandbLogger):
             group=group,
             job_type=job_type,
             tags=list(tags),
-            config=dict(settings),
+            config=nested(settings),
             mode=mode,
             settings=wandb.Settings(init_timeout=init_timeout, silent=True, console="off"),
         )
@@ -106,14 +107,16 @@ class WandbLogger(pl_loggers.WandbLogger):
         self._experiment = None
 
 
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url).hostname
-    try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
-    except (FileNotFoundError, netrc.NetrcParseError):
-        return False
+def nested(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as nested mappings: what `ncdd.runfolder.flat` has made flat."""
+    root: dict[str, Any] = {}
+    for key, value in settings.items():
+        node = root
+        *path, last = key.split(".")
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = value
+    return root
 
 
 def _run_id(folder: Path) -> str:
