@@ -23,6 +23,8 @@ NEEDS = {
     "dataset/distilled": ["dataset.path=set.safetensors"],
     "trainer/gpu": ["trainer.accelerator=cpu"],
     "method/etf": ["head=etf"],
+    "model/unconstrained": ["dataset=ufm"],
+    "callbacks/ufm": ["experiment=ufm"],
 }
 
 
@@ -47,7 +49,8 @@ def test_every_choice_builds(choice, tmp_path, monkeypatch):
         plain(f"{group}={name}", *NEEDS.get(str(choice), []), f"+trainer.default_root_dir={tmp_path}")
     )
     build = partial(instantiate, _convert_="all")
-    model = build(cfg.model, in_channels=3, image_size=32)
+    channels, size = (1, 1) if "Unconstrained" in cfg.model._target_ else (3, 32)
+    model = build(cfg.model, in_channels=channels, image_size=size)
     head = build(cfg.head, num_features=model.num_features, num_classes=10)
     parts = {part: build(cfg[part]) for part in ("loss", "optimizer", "scheduler")}
     method = build(cfg.method, model=model, head=head, **parts).eval()
@@ -55,7 +58,7 @@ def test_every_choice_builds(choice, tmp_path, monkeypatch):
     assert isinstance(configured["optimizer"], torch.optim.Optimizer)
     assert isinstance(configured["lr_scheduler"]["scheduler"], torch.optim.lr_scheduler.LRScheduler)
     with torch.no_grad():
-        x, y = torch.randn(2, 3, 32, 32), torch.tensor([1, 7])
+        x, y = torch.randn(2, channels, size, size), torch.tensor([1, 7])
         features = method.features(x)
         logits = method(x)
         assert logits.shape == (2, 10)
@@ -64,6 +67,8 @@ def test_every_choice_builds(choice, tmp_path, monkeypatch):
         assert isinstance(build(cfg.dataset, seed=0), pl.LightningDataModule)
     callbacks = [build(node) for node in cfg.callbacks.values()]
     assert isinstance(build(cfg.trainer, callbacks=callbacks, logger=False), pl.Trainer)
+    if cfg.task:
+        assert callable(build(cfg.task))
     if cfg.logger:
         about = {
             "folder": tmp_path,

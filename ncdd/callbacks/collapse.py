@@ -63,6 +63,7 @@ class NeuralCollapseCallback(pl.Callback):
         precision: Literal["exact", "fast"] = "exact",
         weighting: Literal["balanced", "sample"] = "balanced",
         vci: bool = True,
+        central_path: bool = False,
         ignore_index: int | None = None,
         samples_kept: int = 2000,
     ) -> None:
@@ -76,6 +77,7 @@ class NeuralCollapseCallback(pl.Callback):
             "precision": precision,
             "weighting": weighting,
             "vci": vci,
+            "central_path": central_path,
             "ignore_index": ignore_index,
         }
         self.geometry: dict[str, dict[str, np.ndarray]] = {}
@@ -139,14 +141,18 @@ class NeuralCollapseCallback(pl.Callback):
         """Measure, log, and say it in a line."""
         values = self.measure(trainer, pl_module)
         self._measured_epochs = epochs
+        of_max = "" if trainer.max_epochs is None or trainer.max_epochs < 0 else f"/{trainer.max_epochs}"
+        self.publish(trainer, values, epochs=epochs, step=trainer.global_step, title=f"epoch {epochs}{of_max}")
+        return values
+
+    def publish(self, trainer: pl.Trainer, values: Mapping[str, float], *, epochs: int, step: int, title: str) -> None:
+        """Give the values, measured after that many epochs and steps, to every logger, and say them in a line."""
         for logger in trainer.loggers:
             # Lightning counts epochs from 0 while they run; `epoch` of its own rows is one less than those completed
-            logger.log_metrics({**values, "epoch": epochs - 1}, step=trainer.global_step)
+            logger.log_metrics({**values, "epoch": epochs - 1}, step=step)
             logger.save()
         if trainer.is_global_zero:
-            of_max = "" if trainer.max_epochs is None or trainer.max_epochs < 0 else f"/{trainer.max_epochs}"
-            log.info("epoch %s%s  %s", epochs, of_max, " | ".join(_line(s, values) for s in self._loaders(trainer)))
-        return values
+            log.info("%s  %s", title, " | ".join(_line(s, values) for s in self._loaders(trainer)))
 
     def _loaders(self, trainer: pl.Trainer) -> Mapping[str, Iterable[Any]]:
         if self.loaders is not None:

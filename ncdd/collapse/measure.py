@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from . import decisions, duality, geometry, ood, variability
+from . import decisions, duality, geometry, ood, seli, variability
+from .central_path import central_path as mse_parts
 from .inputs import checked_head, checked_samples, choose
 from .statistics import Moments, Precision, class_counts, class_means, measuring
 from .sweep import Frame, Sweep, linear_decisions, mean_frame, sweep
@@ -24,7 +25,7 @@ class Conventions:
     samples ("sample": Zhu et al. 2021, Papyan's notebooks). ddof: of the un-suffixed standard deviations and variances
     over classes and pairs. scale_by_K: divide ``tr(Sw Sb^+)`` by K. precision: "exact" (float64 products) or "fast"
     (float32 products, float64 totals: NC1 to 1e-6). vci: the variability collapse index, whose D x D scatter costs more
-    than all the rest together.
+    than all the rest together. central_path: the parts of the MSE loss, ``mse_*``, which need that scatter too.
     """
 
     weighting: Weighting = "balanced"
@@ -32,6 +33,7 @@ class Conventions:
     scale_by_K: bool = True
     precision: Precision = "exact"
     vci: bool = True
+    central_path: bool = False
 
     def __post_init__(self) -> None:
         choose("weighting", self.weighting, ("balanced", "sample"))
@@ -71,6 +73,7 @@ def measure(
     scale_by_K: bool = True,
     precision: Precision = "exact",
     vci: bool = True,
+    central_path: bool = False,
     reference_means_KD: Tensor | None = None,
     mu_ood_D: Tensor | None = None,
     features_ood: Tensor | None = None,
@@ -81,8 +84,12 @@ def measure(
     included; given logits decide as they are, without being computed again. ``reference_means_KD``, the train means
     where the features are test features, adds the ``__train_means`` keys (a NaN row is a class without train data).
     ``mu_ood_D`` adds NC5, ``features_ood`` (M, D) NECO (and NC5 from its mean). Classes without samples are left out.
+    Classes of unequal size add the distances from SELI (up to 1024 classes) and the cosines between minority classes.
+
+    Memory beyond the features, whatever N: up to 30 float64 matrices of K x max(K, D), and 8 MiB (1 + K/D) for blocks
+    of samples; no K x K x D array, and no D x D one unless vci, central_path or features_ood asks for it.
     """
-    conventions = Conventions(weighting, ddof, scale_by_K, precision, vci)
+    conventions = Conventions(weighting, ddof, scale_by_K, precision, vci, central_path)
     num_classes = _number_of_classes(num_classes, weight_KD, logits_NK, labels_N)
     features, labels, logits = checked_samples(features_ND, labels_N, logits_NK, num_classes, ignore_index)
     head = Head(*checked_head(weight_KD, bias_K, num_classes, features.shape[1]))
@@ -92,7 +99,7 @@ def measure(
         position = compact_positions(classes, num_classes)
         count, mean = class_means(features, position[labels], len(classes))
         frame = mean_frame(mean, position)
-        scatter = vci or features_ood is not None
+        scatter = vci or central_path or features_ood is not None
         imbalanced = bool(count.min() != count.max())
         own = sweep(
             features, labels, frame, linear, precision=precision, scatter=scatter, gram=imbalanced and not scatter
@@ -176,11 +183,17 @@ def summarise(
     if weight is not None and bias is not None:
         values |= _shape_values("W", weight, weight @ weight.T, c.ddof)
         values |= _duality_values(weight, bias, moments, M, c)
+        if c.central_path and moments.scatter_DD is not None:
+            values |= mse_parts(moments, weight, bias)
+    values |= _imbalance_values(moments, gram, weight, c)
     if own is not None:
         values |= _decision_values(own, head)
     if train is not None:
         values |= _train_values(*train, head, c)
     per_class = _per_class(moments, own, M, gram, weight)
+    for name, key in (("M", "minority_cosine"), ("W", "minority_weight_cosine")):
+        if key in per_class and per_class[key].isfinite().any():  # over pairs: every minority class has as many
+            values[f"nc2_minority_cos_{name}"] = per_class[key].nanmean()
     full = {name: _spread(v, frame.position) for name, v in per_class.items()}
     return Collapse(
         {name: float(v) for name, v in values.items()},
@@ -239,6 +252,14 @@ def _duality_values(W: Tensor, b: Tensor, moments: Moments, M: Tensor, c: Conven
         "nc4_Whb": duality.centre_logits_norm(W, b, centre),
         "nc4_Whb__centre_sample": duality.centre_logits_norm(W, b, sample),
     }
+
+
+def _imbalance_values(moments: Moments, gram: Tensor, weight: Tensor | None, c: Conventions) -> dict[str, Tensor]:
+    count = moments.count_K
+    if len(count) > seli.MOST_CLASSES or count.min() == count.max():
+        return {}
+    gram_W = None if weight is None else weight @ weight.T
+    return seli.seli_errors(count, gram, gram_W, variability.class_weights(moments, c.weighting))
 
 
 def _decision_values(own: Sweep, head: Head, suffix: str = "") -> dict[str, Tensor]:

@@ -74,6 +74,7 @@ class NeuralCollapse(Metric):
         scale_by_K: bool = True,
         precision: Precision = "exact",
         vci: bool = True,
+        central_path: bool = False,
         ignore_index: int | None = None,
     ) -> None:
         super().__init__()
@@ -82,7 +83,7 @@ class NeuralCollapse(Metric):
         if memory_budget < 0:
             raise ValueError(f"memory_budget={memory_budget}: expected a number of bytes >= 0")
         self.num_classes, self.memory_budget, self.ignore_index = num_classes, memory_budget, ignore_index
-        self.conventions = Conventions(weighting, ddof, scale_by_K, precision, vci)
+        self.conventions = Conventions(weighting, ddof, scale_by_K, precision, vci, central_path)
         self._head = Head(None, None)
         self._reference: Tensor | None = None
         self._frame: Frame | None = None

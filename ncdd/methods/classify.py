@@ -54,7 +54,10 @@ class Classify(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         x, targets = batch
-        features = self.features(x)
+        return self.training_loss(self.features(x), targets)
+
+    def training_loss(self, features: Tensor, targets: Tensor) -> Tensor:
+        """What is minimised: the objective of a batch, and the feature decay."""
         loss = self.objective(self.head(features), features, targets)
         self.log("train/batch_loss", loss, prog_bar=True)
         if not self.feature_decay:

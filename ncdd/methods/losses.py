@@ -29,7 +29,7 @@ def mse(logits: Tensor, features: Tensor, weight: Tensor, targets: Tensor) -> Te
 
 def dot_regression(logits: Tensor, features: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """`1/2 (cos(h, w_y) - 1)^2` (Yang et al. 2022, arXiv 2203.09081, eq. 9, at unit norms); only directions count."""
-    directions = one_hot(targets, len(weight)) @ F.normalize(weight, dim=1)
+    directions = one_hot(targets, len(weight)).to(weight) @ F.normalize(weight, dim=1)
     return 0.5 * (F.cosine_similarity(features, directions) - 1).square().mean()
 
 
