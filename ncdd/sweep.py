@@ -2,14 +2,21 @@
 
 import hashlib
 import os
+import signal
+import socket
 import sys
+import threading
+import time
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 JOBS = "NCDD_SWEEP_JOBS"  # environment variable: the file in the sweep's folder where its jobs are noted
+OF_THIS_MACHINE = f".jobs-{socket.gethostname()}-"  # how its name begins; then the process id of the sweep
 LONGEST = 200  # bytes of a folder's name; file systems allow 255
 
 
@@ -27,13 +34,40 @@ def note(sweep_dir: Path, job: Path, outcome: str) -> None:
         file.write(f"{job.name}\t{outcome}\n")
 
 
+@cache
+def end_with_sweep() -> None:
+    """In a worker process of joblib: end it when the sweep is killed, or it would go on, and then idle for ever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    if os.environ[JOBS] == f"{OF_THIS_MACHINE}{parent}":  # not the sweep itself, nor a job in Slurm's queue
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def remove_left_over(sweep_dir: Path) -> None:
+    """Remove the notes of sweeps that were killed on this machine."""
+    for notes in sweep_dir.glob(f"{OF_THIS_MACHINE}*"):
+        with suppress(PermissionError):  # somebody else's, alive
+            try:
+                os.kill(int(notes.name.removeprefix(OF_THIS_MACHINE)), 0)
+            except ProcessLookupError:
+                notes.unlink(missing_ok=True)
+
+
 class SweepSummary(Callback):
     """Hydra callback: the folder may hold jobs of earlier sweeps, so the table is of those noted in this one."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        os.environ[JOBS] = f".jobs-{os.getpid()}"  # its own, as two sweeps may share a folder; processes inherit it
+        # its own, as two sweeps may share a folder; the jobs' processes inherit it, on other machines too
+        os.environ[JOBS] = f"{OF_THIS_MACHINE}{os.getpid()}"
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from ncdd.report.figures import draw_sweep
+        from ncdd.report.page import write_page
         from ncdd.report.table import sweep_table, wide_console, write_sweep_csv
 
         sweep_dir = Path(config.hydra.sweep.dir)
@@ -42,13 +76,24 @@ class SweepSummary(Callback):
             sys.exit(f"error: no job of this sweep is in {sweep_dir}: nothing was swept, or name= was, which names it")
         lines = notes.read_text().splitlines()
         notes.unlink()
-        outcomes = dict(line.split("\t") for line in lines)  # the last word on each job counts
+        remove_left_over(sweep_dir)
+        outcomes = dict(line.split("\t", maxsplit=1) for line in lines)  # the last word on each job counts
         jobs = [sweep_dir / name for name in outcomes]
-        failed = [str(sweep_dir / name) for name, outcome in outcomes.items() if outcome != "done"]
+        failed = [  # with the reason, where it is not in the table: in use by another process, say
+            str(sweep_dir / name) if outcome == "begun" else outcome
+            for name, outcome in outcomes.items()
+            if outcome != "done"
+        ]
         try:
             wide_console().print(sweep_table(jobs))
             write_sweep_csv(jobs, sweep_dir / "sweep.csv")
             print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs done; table in {sweep_dir / 'sweep.csv'}")
+            if config.get("figures"):
+                study: Any = OmegaConf.to_container(config.study) if "study" in config else {}
+                print(write_page(sweep_dir))
+                print(*draw_sweep(sweep_dir, jobs, name=study.pop("figure", None), **study), sep="\n")
+        except ValueError as error:  # about the figure; Hydra would make a warning of many lines of it
+            failed.append(f"the figure: {error}")
         finally:  # Hydra turns an exception here into a warning, but not an exit
             if failed:
                 print("not done, run the same command again for:", *failed, sep="\n  ", file=sys.stderr)

@@ -23,12 +23,12 @@ from ncdd.report.style import (
     plain_axes,
     plot_series,
     positive,
+    value_axis,
 )
 
 TERMINAL_ACCURACY = 0.999  # Papyan, Han & Donoho (2020): the terminal phase starts where the train error vanishes
 TERMINAL_COLOUR = "#efefef"
 FIXED_BELOW = 1e-6  # an error that is rounding from the first epoch on, of a head fixed to the ETF, is told, not drawn
-ZERO_AT = 1e-4  # below this a symlog axis is linear, so that exact zeros are seen
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Panel:
     zero: bool = False  # exact zeros are expected: symlog
 
 
-_ETF = r"\frac{1}{\sqrt{K-1}}\left(I_K-\frac{1}{K}\mathbf{1}\mathbf{1}^{\!\top}\right)"
+_ETF = r"(K-1)^{-1/2}\left(I_K-\frac{1}{K}\mathbf{1}\mathbf{1}^{\!\top}\right)"
 PANELS = (
     Panel(
         "NC1: variability within classes vanishes",
@@ -163,7 +163,7 @@ def _panel(ax: Axes, metrics: Metrics, panel: Panel) -> None:
     drawn = [(line, colour, series) for line, colour, series in found if line not in fixed]
     for line, colour, series in drawn:
         plot_series(ax, series, color=colour, linewidth=line.width, linestyle=line.dashes or "-")
-    _value_axis(ax, [values for _, _, (_, values) in drawn], panel.zero)
+    value_axis(ax, [values for _, _, (_, values) in drawn], panel.zero)
     _arrow_to_zero(ax)
     keys = [
         Line2D(
@@ -181,19 +181,6 @@ def _panel(ax: Axes, metrics: Metrics, panel: Panel) -> None:
         ax.legend(keys, labels, fontsize=SMALL, framealpha=0.85, edgecolor="none", handlelength=2.6)
     if not labels:
         ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", color=MUTED, fontsize=MEDIUM)
-
-
-def _value_axis(ax: Axes, values: list[Array], zero: bool) -> None:
-    """Symlog where exact zeros are expected, log where the values span a decade, else linear from zero."""
-    above = positive(values)
-    if zero:
-        ax.set_yscale("symlog", linthresh=ZERO_AT, linscale=0.4)
-        ax.set_ylim(-0.3 * ZERO_AT, max(1.6 * above.max(initial=0), 20 * ZERO_AT))
-        ax.set_yticks([tick for tick in (0, 1e-4, 1e-3, 1e-2, 1e-1, 1) if tick <= ax.get_ylim()[1]])
-    elif len(above) and above.max() > 5 * above.min():
-        log_axis(ax)
-    else:
-        ax.set_ylim(0, 1.1 * above.max(initial=0) or 1)
 
 
 def _arrow_to_zero(ax: Axes) -> None:

@@ -1,18 +1,31 @@
-"""Drawing a run folder: what is in its files, as figures in its `figures/`."""
+"""Drawing a folder: what is in a run's files, or in those of a sweep's runs, as figures in its `figures/`."""
 
+import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import matplotlib
 from matplotlib.figure import Figure
 
 from ncdd.report.curves import collapse_figure, training_figure
 from ncdd.report.features import features_figure
-from ncdd.report.folder import read_geometry, read_metrics
+from ncdd.report.folder import job_folders, read_geometry, read_metrics
 from ncdd.report.gram import gram_figure
+from ncdd.report.layers import layers_figure
+from ncdd.report.ood import ood_figure, read_scores
+from ncdd.report.rows import read_rows
+from ncdd.report.style import for_paper
+from ncdd.report.sweep import PANELS, final_table, sweep_figure
+from ncdd.report.table import read_job
+from ncdd.runfolder import replacing, write_json, write_text
 
 FORMATS = ("png", "pdf", "svg")
+# Text stays text, and the same data give the same bytes.
+VECTOR: dict[Any, Any] = {"pdf.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "ncdd"}
+NO_DATE = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 _DRAWING = threading.Lock()  # Matplotlib's text layout is shared by all figures and is not safe in threads
 
 
@@ -20,20 +33,63 @@ def draw(folder: str | os.PathLike[str], formats: Sequence[str] = ("png",)) -> l
     """Write the figures that the run folder has data for into its `figures/`, and return their paths.
 
     `curves` and `collapse` need metrics.csv, `gram` and `features` need collapse.npz. A figure appears under its name
-    only when it is complete. Safe in threads and without a display.
+    only when it is complete. pdf and svg are sized for a paper. Safe in threads and without a display.
     """
     folder = Path(folder)
+    _check(folder, formats)
+    with _DRAWING:
+        return _write(_figures(folder), folder / "figures", formats)
+
+
+def draw_sweep(
+    sweep: str | os.PathLike[str],
+    jobs: Sequence[str | os.PathLike[str]],
+    *,
+    name: str | None = None,
+    panels: Sequence[str] = PANELS,
+    columns: str | None = None,
+    x: str | None = None,
+    formats: Sequence[str] = ("png",),
+) -> list[Path]:
+    """Draw jobs of a sweep into its `figures/` as NAME.png (None: named as the folder) and NAME.md, the final values.
+
+    NAME.json keeps what was asked for, so that `redraw_sweep` knows it. No figure where no job is done.
+    `panels`, `columns` and `x` and what is raised for them: see `ncdd.report.sweep.sweep_figure`.
+    """
+    sweep = Path(sweep)
+    _check(sweep, formats)
+    name = name or sweep.resolve().name
+    found = [read_job(Path(job)) for job in jobs]
+    with _DRAWING:
+        paths = _write({name: sweep_figure(found, panels, columns=columns, x=x)}, sweep / "figures", formats)
+    if paths:
+        study = {"panels": list(panels), "columns": columns, "x": x, "jobs": [os.path.relpath(j, sweep) for j in jobs]}
+        write_json(sweep / "figures" / f"{name}.json", study)
+        table = sweep / "figures" / f"{name}.md"
+        write_text(table, final_table(found, panels))
+        paths.append(table)
+    return paths
+
+
+def redraw_sweep(sweep: str | os.PathLike[str], formats: Sequence[str] = ("png",)) -> list[Path]:
+    """Draw again each figure that the sweep's folder has; where it has none, one of all its jobs."""
+    sweep = Path(sweep)
+    studies = sorted((sweep / "figures").glob("*.json"))
+    if not studies:
+        return draw_sweep(sweep, job_folders(sweep), formats=formats)
+    paths = []
+    for path in studies:
+        study = json.loads(path.read_text(encoding="utf-8"))
+        jobs = [sweep / job for job in study.pop("jobs") if (sweep / job).is_dir()]
+        paths += draw_sweep(sweep, jobs, name=path.stem, formats=formats, **study)
+    return paths
+
+
+def _check(folder: Path, formats: Sequence[str]) -> None:
     if unknown := set(formats) - set(FORMATS):
         raise ValueError(f"unknown figure format {', '.join(sorted(unknown))}; choose from {', '.join(FORMATS)}")
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder")
-    with _DRAWING:
-        return [
-            _write(figure, folder / "figures" / f"{name}.{suffix}")
-            for name, figure in _figures(folder).items()
-            if figure is not None
-            for suffix in dict.fromkeys(formats)
-        ]
 
 
 def _figures(folder: Path) -> dict[str, Figure | None]:
@@ -44,16 +100,25 @@ def _figures(folder: Path) -> dict[str, Figure | None]:
     if (folder / "collapse.npz").exists():
         geometry = read_geometry(folder)
         figures |= {"gram": gram_figure(geometry), "features": features_figure(geometry)}
+    if (folder / "layers.csv").exists():
+        figures["layers"] = layers_figure(read_rows(folder / "layers.csv"))
+    if (folder / "ood.npz").exists():
+        figures["ood"] = ood_figure(read_scores(folder / "ood.npz"), read_rows(folder / "ood.csv"))
     return figures
 
 
-def _write(figure: Figure, path: Path) -> Path:
-    """Save under a temporary name beside the path, then rename."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        figure.savefig(temporary, format=path.suffix[1:])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+def _write(figures: Mapping[str, Figure | None], folder: Path, formats: Sequence[str]) -> list[Path]:
+    """Save each figure in each format; it is resized for those that are for print, so pixels come first."""
+    paths = []
+    for name, figure in figures.items():
+        if figure is None:
+            continue
+        resized = False
+        for suffix in [suffix for suffix in FORMATS if suffix in formats]:
+            if suffix != "png" and not resized:
+                for_paper(figure)
+                resized = True
+            with replacing(folder / f"{name}.{suffix}") as temporary, matplotlib.rc_context(VECTOR):
+                figure.savefig(temporary, format=suffix, metadata=NO_DATE.get(suffix))
+            paths.append(folder / f"{name}.{suffix}")
+    return paths

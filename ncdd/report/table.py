@@ -132,6 +132,14 @@ def short_names(keys: Iterable[str]) -> dict[str, str]:
     return {key: end if last.count(end) == 1 else key for key, end in zip(keys, last, strict=True)}
 
 
+def job_groups(jobs: Iterable[Job], keys: Sequence[str]) -> dict[tuple[str | None, ...], list[Job]]:
+    """The jobs by their values of the overrides `keys`, None where a job does not name one."""
+    groups: dict[tuple[str | None, ...], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(tuple(job.overrides.get(key) for key in keys), []).append(job)
+    return groups
+
+
 def sweep_table(folders: Sequence[str | os.PathLike[str]]) -> RenderableType:
     """One row a job, then mean and standard deviation over seeds if seeds were swept, then the errors in full."""
     jobs = [read_job(Path(folder)) for folder in folders]
@@ -167,10 +175,7 @@ def _jobs_table(jobs: Sequence[Job], swept: list[str]) -> Table:
 
 def _seeds_table(jobs: Sequence[Job], swept: list[str]) -> Table:
     """Mean and standard deviation (n - 1) of the finished jobs that differ in their seed alone."""
-    groups: dict[tuple[str | None, ...], list[Job]] = {}
-    for job in jobs:
-        if job.status == "done" and job.final:
-            groups.setdefault(tuple(job.overrides.get(key) for key in swept), []).append(job)
+    groups = job_groups((job for job in jobs if job.status == "done" and job.final), swept)
     table = _table("over seeds: mean (standard deviation)", [])
     _add_overrides(table, swept)
     for name in ["n"] + [name for name, _ in RESULTS]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import subprocess
 import sys
@@ -144,7 +145,8 @@ def test_command_on_a_run(make_run, capsys):
     assert main([str(folder), "--formats", "pdf"]) == 0
     out = capsys.readouterr().out
     assert "NC1  tr(Sw Sb^+)/K" in out
-    assert out.splitlines()[-4:] == [f"{folder}/figures/{n}.pdf" for n in ("curves", "collapse", "gram", "features")]
+    figures = [f"{folder}/figures/{n}.pdf" for n in ("curves", "collapse", "gram", "features")]
+    assert out.splitlines()[-5:] == [*figures, f"{folder}/report.html"]
     assert "\x1b" not in out
 
 
@@ -158,8 +160,20 @@ def test_command_on_a_run_that_is_under_way(make_run, capsys):
 
 def test_command_on_a_sweep(sweep, capsys):
     assert main([str(sweep)]) == 0
-    assert capsys.readouterr().out.endswith(f"{sweep}/sweep.csv\n")
-    assert (sweep / "sweep.csv").exists()
+    written = [sweep / name for name in ("sweep.csv", "report.html", "figures/sweep.png", "figures/sweep.md")]
+    assert capsys.readouterr().out.splitlines()[-4:] == [str(path) for path in written]
+    assert all(path.is_file() for path in written)
+
+
+def test_command_draws_the_figure_it_is_asked_for(sweep, capsys):
+    panels = "train/loss,test/accuracy"
+    assert main([str(sweep), "--name", "a", "--panels", panels, "--x", "seed", "--columns", "model.width"]) == 0
+    study = json.loads((sweep / "figures" / "a.json").read_text())
+    assert (study["panels"], study["x"], study["columns"]) == (["train/loss", "test/accuracy"], "seed", "model.width")
+    assert main([str(sweep), "--columns", "model.wide"]) == 2
+    assert capsys.readouterr().err == (
+        "error: study.columns=model.wide: no job of the sweep sets it; swept: model.width\n"
+    )
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "broken", "format"])

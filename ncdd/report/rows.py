@@ -1,0 +1,47 @@
+"""Plain tables: rows of a CSV, as the tasks `layers` and `ood` write them, on a terminal and back."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from ncdd.report.table import number, wide_console
+from ncdd.runfolder import write_text
+
+TABLES = ("layers.csv", "ood.csv")  # what tasks leave in a run's folder
+NAMES = ("layer", "score")  # columns of text
+Row = Mapping[str, Any]
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """A CSV, whole or not at all; the first row's keys are its columns."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, out.getvalue())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of such a CSV, numbers as such but in the columns that hold names."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{k: v if k in NAMES else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def print_rows(rows: Sequence[Row], *, title: str) -> None:
+    """A table for reading: text to the left, numbers to the right, accuracies in percent, long names over lines."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    for name, value in rows[0].items():
+        justify: Literal["left", "right"] = "left" if isinstance(value, str) else "right"
+        table.add_column(re.sub(r"/|_+", "\n", name), justify=justify, vertical="bottom")
+    for row in rows:
+        table.add_row(*(escape(v) if isinstance(v, str) else number(name, v) for name, v in row.items()))
+    console = wide_console()
+    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
+    console.print(table)
