@@ -1,25 +1,28 @@
 """The command: compose, check, seed, build, fit, summarise. `python run.py --help` tells how to use it."""
 
 import logging
+import multiprocessing
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import ncdd.config as config
 import ncdd.runfolder as runfolder
-from ncdd.sweep import job_folder, note
+from ncdd.inherit import inherit, named, run_config
+from ncdd.logs import start_logging, stop_logging
+from ncdd.sweep import end_with_sweep, job_folder, note
 
 log = logging.getLogger("ncdd")
 CONF = str(Path(__file__).parent / "conf")
@@ -33,7 +36,12 @@ WIRED: dict[str, set[str]] = {
     "loss": {"logits", "features", "weight", "targets"},
     "trainer": {"callbacks", "logger", "plugins", "default_root_dir", "enable_progress_bar"},
     "logger": {"folder", "name", "group", "job_type", "tags", "settings"},
+    "ood": {"seed"},
+    "task": {"subject"},
 }
+
+# Hydra's launchers that are plug-ins -> the extra that installs them
+LAUNCHERS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm"}
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="config")
@@ -44,7 +52,10 @@ def one_job(cfg: DictConfig) -> None:
     if sweep:
         folder = job_folder(folder, job.job.override_dirname)
         note(folder.parent, folder, "begun")
+        end_with_sweep()
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
+    if cfg.checkpoint and (trained := run_config(Path(cfg.checkpoint))):
+        plain = inherit(plain, trained, job.overrides.task)
     if not sweep and cfg.resume:
         if stopped := runfolder.unfinished(folder.parent, plain):
             if stopped != folder:
@@ -56,6 +67,7 @@ def one_job(cfg: DictConfig) -> None:
         run = runfolder.open_run(folder, plain, resume=cfg.resume or sweep)
     except (ValueError, OSError, RuntimeError) as error:
         fail(error, None, sweep)
+        note(folder.parent, folder, str(error).splitlines()[0])
         return
     if run is None:
         print(f"done already: {folder}")
@@ -65,17 +77,19 @@ def one_job(cfg: DictConfig) -> None:
     hydras = start_logging(folder)
     exit_code = 1
     try:
-        train(cfg, plain, run, job)
+        work(plain, run, job)
         run.done()
         exit_code = 0
         if sweep:
             note(folder.parent, folder, "done")
     except Exception as error:
         fail(error, run, sweep)
-    except SystemExit:  # how Lightning ends at Ctrl-C
+    except SystemExit as stop:  # how Lightning ends at Ctrl-C, and StopSignals at a signal
+        stop_processes()
         again = shlex.join(["python", "run.py", *job.overrides.task, "resume=true"])
         again = "the same command" if sweep else f"`{again}`"
-        sys.exit(f"stopped; {again} goes on: {os.path.relpath(folder)}")
+        print(f"stopped; {again} goes on: {os.path.relpath(folder)}", file=sys.stderr)
+        sys.exit(stop.code or 1)  # submitit's code asks for the queue
     finally:
         stop_logging(hydras)
         run.lock.close()
@@ -83,25 +97,21 @@ def one_job(cfg: DictConfig) -> None:
             wandb.finish(exit_code=exit_code)
 
 
-def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, job: Any) -> None:
-    """Build what `cfg` names, train it, and show what came of it."""
+def work(plain: dict[str, Any], run: runfolder.RunFolder, job: Any) -> None:
+    """Build what the configuration names, and train it or, where it names a task, look at what was trained."""
     # here, not above: `run.py --help` need not wait for them
     import pytorch_lightning as pl
     import torch
-    from hydra.utils import instantiate
-
-    from ncdd.callbacks.guards import AtomicCheckpointIO
-    from ncdd.callbacks.record import Record
-    from ncdd.report.folder import read_summary
-    from ncdd.report.table import run_table, wide_console
 
     of_data = {"feature_dim"} if plain["model"].get("feature_dim") == "K" else set()
     config.check({**plain, "model": {**plain["model"], **dict.fromkeys(of_data)}}, WIRED)
+    cfg = OmegaConf.create(plain)
+    if bool(cfg.task) != bool(cfg.checkpoint):
+        raise ValueError(
+            f"checkpoint={cfg.checkpoint}: {'needed by this task' if cfg.task else 'name a task, task=...'}"
+        )
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-
-    build = partial(instantiate, _convert_="all")  # plain containers, no config objects
-    forked = "fork" in str(cfg.trainer.get("strategy"))
-    if forked:
+    if "fork" in str(cfg.trainer.get("strategy")):
         torch.set_num_threads(1)  # a pool of threads does not survive the fork: its first use there would hang
 
     data = build(cfg.dataset, seed=cfg.seed)
@@ -111,16 +121,58 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
     head = build(cfg.head, num_features=model.num_features, num_classes=data.num_classes)
     parts = {name: build(cfg[name]) for name in ("loss", "optimizer", "scheduler")}
     method = build(cfg.method, model=model, head=head, **parts)
+    trainer, record = equip(cfg, plain, run, job, data)
 
-    choices = job.runtime.choices
-    facts = {"name": cfg.name, "overrides": list(job.overrides.task), "seed": cfg.seed}
+    total = sum(p.numel() for p in method.parameters())
+    trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    names = labels(cfg, job)
+    log.info("%s, %d classes, images %s", data.source_name, data.num_classes, tuple(shape.values()))
+    log.info(
+        "%s + %s: %s parameters, %s trainable; features of dimension %d",
+        names["model"],
+        names["head"],
+        f"{total:,}",
+        f"{trainable:,}",
+        model.num_features,
+    )
+    if cfg.task:
+        normalise(cfg, job, data)
+        look(cfg, run, trainer, record, method, data)
+    else:
+        fit(run, trainer, record, method, data)
+
+
+def build(node: Any, **arguments: Any) -> Any:
+    """The object that a node names, given plain containers and no configuration objects."""
+    from hydra.utils import instantiate
+
+    return instantiate(node, _convert_="all", **arguments)
+
+
+def labels(cfg: DictConfig, job: Any) -> dict[str, str]:
+    """What each group is called: its choice or, of a task, whose groups may be another run's, its target."""
+    groups = ("dataset", "model", "head", "method", "loss", "optimizer")
+    return {g: cfg[g]._target_.rpartition(".")[2] if cfg.task else job.runtime.choices[g] for g in groups}
+
+
+def equip(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, job: Any, data: Any) -> tuple[Any, Any]:
+    """The Trainer with its callbacks and loggers, and the record that closes the run's folder."""
+    from pytorch_lightning.plugins.environments import LightningEnvironment
+
+    from ncdd.callbacks.guards import AtomicCheckpointIO
+    from ncdd.callbacks.record import Record
+    from ncdd.callbacks.signals import StopSignals
+
+    overrides = [o for o in job.overrides.task if not o.startswith("launcher=")]  # which tells nothing of the run
+    facts = {"name": cfg.name, "overrides": overrides, "seed": cfg.seed}
     record = Record(run.path, facts=facts, figures=cfg.figures)
+    names = labels(cfg, job)
     about = {
         "folder": run.path,
         "name": run.path.name,
         "group": cfg.name if job.mode == RunMode.MULTIRUN else None,
-        "job_type": choices.method,
-        "tags": [choices[group] for group in ("dataset", "model", "head", "loss", "optimizer")],
+        "job_type": job.runtime.choices.task if cfg.task else names["method"],
+        "tags": [names[group] for group in ("dataset", "model", "head", "loss", "optimizer")],
         "settings": runfolder.flat(plain),  # flat: instantiate would build its nodes
     }
     loggers = [record.logger, *([build(cfg.logger, **about)] if cfg.logger else [])]
@@ -129,28 +181,28 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
         callbacks.pop("best", None)
     trainer = build(
         cfg.trainer,
-        callbacks=[*callbacks.values(), record],
+        callbacks=[*callbacks.values(), StopSignals(), record],
         logger=loggers,
-        plugins=[AtomicCheckpointIO()],
+        # whatever Slurm or torchrun have set: this one process does it all, and leaves requeueing to submitit
+        plugins=[AtomicCheckpointIO(), LightningEnvironment()],
         default_root_dir=run.path,
         enable_progress_bar=sys.stderr.isatty(),
     )
-    if trainer.num_devices > 1 and not forked:
+    if trainer.num_devices > 1 and cfg.task:
+        raise ValueError(f"trainer.devices={cfg.trainer.devices}: task={job.runtime.choices.task} runs on one, set 1")
+    if trainer.num_devices > 1 and "fork" not in str(cfg.trainer.get("strategy")):
         raise ValueError(
             f"trainer.devices={cfg.trainer.devices} with trainer.strategy={cfg.trainer.get('strategy')}: set "
             "trainer.strategy=ddp_fork (trainer=ddp has it); others start this command again in each process"
         )
-    total = sum(p.numel() for p in method.parameters())
-    trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    log.info("%s, %d classes, images %s", choices.dataset, data.num_classes, tuple(shape.values()))
-    log.info(
-        "%s + %s: %s parameters, %s trainable; features of dimension %d",
-        choices.model,
-        choices.head,
-        f"{total:,}",
-        f"{trainable:,}",
-        model.num_features,
-    )
+    return trainer, record
+
+
+def fit(run: runfolder.RunFolder, trainer: Any, record: Any, method: Any, data: Any) -> None:
+    """Train, from the last checkpoint where there is one, and show what came of it."""
+    from ncdd.report.folder import read_summary
+    from ncdd.report.table import run_table, wide_console
+
     if run.checkpoint:
         log.info("going on from %s", run.checkpoint)
     trainer.fit(method, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
@@ -158,6 +210,39 @@ def train(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
         record.close(trainer, method)
     wide_console().print(run_table(read_summary(run.path)))
     print(f"figures, metrics.csv, summary.json and checkpoints are in {os.path.relpath(run.path)}")
+
+
+def normalise(cfg: DictConfig, job: Any, data: Any) -> None:
+    """Another data set than the network's own, of the same shape, in the units that the network knows."""
+    trained, mine = run_config(Path(cfg.checkpoint)), named(job.overrides.task)
+    if trained is None or "dataset" not in mine or {"dataset.mean", "dataset.std"} & mine:
+        return
+    own = build(OmegaConf.create(trained["dataset"]), seed=trained["seed"])
+    own.setup()
+    if (own.in_channels, own.image_size) == (data.in_channels, data.image_size):
+        data.normalise_as(own)
+        log.info("%s is normalised as %s was in training", data.source_name, own.source_name)
+
+
+def look(cfg: DictConfig, run: runfolder.RunFolder, trainer: Any, record: Any, method: Any, data: Any) -> None:
+    """Do the task that `cfg` names with the checkpoint's weights, as the Trainer would place and cast them."""
+    from ncdd.tasks.subject import Subject
+
+    ood = build(cfg.ood, seed=cfg.seed) if cfg.ood else None
+    if ood is not None:
+        ood.setup()
+    data.trainer, trainer.datamodule = trainer, data
+    subject = Subject(
+        method=trainer.precision_plugin.convert_module(method).to(trainer.strategy.root_device),
+        checkpoint=Path(cfg.checkpoint),
+        data=data,
+        ood=ood,
+        folder=run.path,
+        trainer=trainer,
+        record=record,
+    )
+    build(cfg.task)(subject=subject)
+    print(f"what was found is in {os.path.relpath(run.path)}")
 
 
 def fail(error: Exception, run: runfolder.RunFolder | None, sweep: bool) -> None:
@@ -173,6 +258,8 @@ def fail(error: Exception, run: runfolder.RunFolder | None, sweep: bool) -> None
         message = str(error).strip().splitlines()[-1]
     else:
         message = str(error) if expected else f"{type(error).__name__}: {error}"
+    if "more than 1 value per channel" in message:  # torch's batch norm
+        message += "\na batch of one sample has no variance: choose another dataset.batch_size, or dataset.drop_last=true"
     print(*(f"error: {line}" for line in message.splitlines()), sep="\n", file=sys.stderr)
     if run:
         print(f"the traceback is in {os.path.relpath(run.path / 'run.log')}", file=sys.stderr)
@@ -180,41 +267,41 @@ def fail(error: Exception, run: runfolder.RunFolder | None, sweep: bool) -> None
         sys.exit(1)
 
 
-def start_logging(folder: Path) -> list[logging.Handler]:
-    """Everything to run.log; to the terminal only what ncdd says, without tearing progress bars."""
-    from tqdm import tqdm
-
-    class Terminal(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            tqdm.write(self.format(record))
-
-    terminal, file = Terminal(), logging.FileHandler(folder / "run.log")
-    terminal.addFilter(lambda r: r.name.startswith("ncdd") and r.levelno >= logging.INFO)
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    log.setLevel(logging.DEBUG)
-    logging.captureWarnings(True)
-    root = logging.getLogger()
-    root.setLevel(logging.INFO)
-    hydras, root.handlers = root.handlers, [terminal, file]
-    return hydras
+def stop_processes() -> None:
+    """End what ddp_fork has started, as Ctrl-C would: the end of this program would wait for it."""
+    for process in multiprocessing.active_children():
+        if process.pid and not process.daemon:
+            os.kill(process.pid, signal.SIGINT)
+            process.join(timeout=10)
+            process.kill()
 
 
-def stop_logging(hydras: list[logging.Handler]) -> None:
-    """The next job of a sweep has a log of its own."""
-    root = logging.getLogger()
-    for handler in root.handlers:
-        handler.close()
-    root.handlers = hydras
+def quoted(argument: str) -> str:
+    """`checkpoint=PATH` with the path in quotes where Hydra needs them, as in the folder of a sweep's job."""
+    key, _, path = argument.partition("=")
+    return f"{key}='{path}'" if key == "checkpoint" and set(path) & set("=,") and Path(path).exists() else argument
 
 
 def main() -> None:
     """Hydra, with one clear line for what it cannot compose or write."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, instead of being printed and ending the program there
+    sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     try:
         one_job()
+    except RuntimeError as error:  # of a launcher: a job's process was killed, or it cannot start any
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        sys.exit(f"error: the launcher gave up: {reason}\nthe same command again goes on with what is not done")
+    except MissingConfigException as error:
+        extra = LAUNCHERS.get(Path(error.missing_cfg_file or "").name)
+        sys.exit(f"error: this launcher is not installed: uv sync --extra {extra}" if extra else explained(error))
     except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-        misspelt = config.misspelt([a for a in sys.argv[1:] if not a.startswith("-")], CONF)
-        sys.exit("\n".join(f"error: {line}" for line in misspelt or [str(error)]))
+        sys.exit(explained(error))
+
+
+def explained(error: Exception) -> str:
+    """What Hydra could not compose: the settings that were misspelt or, where none was, what it says itself."""
+    misspelt = config.misspelt([a for a in sys.argv[1:] if not a.startswith("-")], CONF)
+    return "\n".join(f"error: {line}" for line in misspelt or [str(error)])
 
 
 if __name__ == "__main__":

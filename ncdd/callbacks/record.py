@@ -115,8 +115,15 @@ class Record(pl.Callback):
         self.close(trainer, pl_module)
 
     @rank_zero_only
-    def close(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write collapse.npz, summary.json and the figures; also for a run that was stopped when only these lacked."""
+    def close(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, epochs: int | None = None, steps: int | None = None
+    ) -> None:
+        """Write collapse.npz, summary.json and the figures; also for a run that was stopped when only these lacked.
+
+        epochs, steps: of training behind the weights, where the Trainer did not do it.
+        """
+        epochs = trainer.current_epoch if epochs is None else epochs
+        steps = trainer.global_step if steps is None else steps
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, NeuralCollapseCallback):
                 if not callback.geometry:
@@ -125,11 +132,11 @@ class Record(pl.Callback):
                     names = trainer.datamodule.class_names  # type: ignore[attr-defined]
                     callback.geometry[""]["class_names"] = names
                 callback.save_geometry(self.folder / "collapse.npz")
-        write_json(self.folder / "summary.json", self._summary(trainer, pl_module))
+        write_json(self.folder / "summary.json", self._summary(pl_module, epochs, steps))
         figures = draw(self.folder) if self.figures else []
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
-                logger.log_figures(figures, epoch=trainer.current_epoch)
+                logger.log_figures(figures, epoch=epochs)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # in a forked process nobody else closes it, and an unclosed run is empty
@@ -138,19 +145,19 @@ class Record(pl.Callback):
                 if isinstance(logger, WandbLogger):
                     logger.close()
 
-    def _summary(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    def _summary(self, pl_module: pl.LightningModule, epochs: int, steps: int) -> dict[str, Any]:
         curves = read_metrics(self.folder)
         measured = {k: v for k, v in curves.items() if k.split("/")[0] not in ("lr", "epoch", "step")}
         best = None
         if "val/accuracy" in curves:
-            epochs, accuracy = curves["val/accuracy"]
-            best = {"epoch": int(epochs[accuracy.argmax()]), "val/accuracy": float(accuracy.max())}
+            at, accuracy = curves["val/accuracy"]
+            best = {"epoch": int(at[accuracy.argmax()]), "val/accuracy": float(accuracy.max())}
         parameters = list(pl_module.parameters())
         return {
             "status": "done",
             **self.facts,
-            "epochs": trainer.current_epoch,
-            "steps": trainer.global_step,
+            "epochs": epochs,
+            "steps": steps,
             "seconds": round(self.seconds, 3),
             "hardware": torch.cuda.get_device_name() if pl_module.device.type == "cuda" else "cpu",
             "parameters": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -17,8 +18,11 @@ from torch import Tensor
 
 from ncdd.data import folders, sources
 from ncdd.data.images import Images, Normalisation, Source
+from ncdd.data.whitening import Whitening
 
-_NPZ_KEYS = (("images", "labels"), ("image", "label"))
+_log = logging.getLogger(__name__)
+_NPZ_KEYS = (("images", "labels"), ("image", "label"))  # KIP's, FRePo's
+STEPWISE = "works only in its own order with its own step sizes; trained otherwise it may lose most of its accuracy"
 REAL = ("digits", *sources.TORCHVISION, "tiny_imagenet", "image_folder")
 
 
@@ -29,15 +33,66 @@ def distilled(*, path: str, real: Source | str | None, root: str, download: bool
           under the metadata key "ncdd", JSON with dataset, mean and std; or npz with (images, labels) or
           (image, label), NHWC or NCHW. uint8 images are raw pixels.
     real: a Source, or the name of one of REAL, read from `root`; None: the dataset that the file's metadata names.
+
+    Where the file holds a ZCA transform (`ncdd.distill.SyntheticSet` writes it), the real splits are whitened by it.
     """
-    images, labels, metadata = _read(Path(path).expanduser().resolve())
+    file = Path(path).expanduser().resolve()
+    tensors, metadata = read(file)
+    images, labels = tensors["images"], tensors["labels"]
     if not isinstance(real, Source):
         real = _real(real or metadata.get("dataset"), path, root, download, image_size=images.shape[2])
     images, labels = _match(path, images, labels, real)
-    normalisation = None
-    if "mean" in metadata and "std" in metadata:
-        normalisation = Normalisation(tuple(metadata["mean"]), tuple(metadata["std"]))
-    return Source(Images(images, labels), real.test, real.class_names, real.name, real.train, normalisation)
+    normalisation = normalisation_of(metadata)
+    if "step_sizes" in tensors:
+        _log.warning("%s is a step-wise set: it %s", path, STEPWISE)
+    whitening = whitening_of(tensors, metadata)
+    test, train = real.test, real.train
+    if whitening is not None:
+        test, train = (_whitened(path, split, normalisation, whitening) for split in (test, train))
+    return Source(Images(images, labels), test, real.class_names, real.name, train, normalisation)
+
+
+def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(tensors, metadata) as they are stored: `images` and `labels`, and whatever else there is.
+
+    Errors: FileNotFoundError; ValueError for an unknown format, a damaged file, or one without images and labels.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"distilled: no file {path}; set dataset.path to a .safetensors or .npz file")
+    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
+    if path.suffix not in readers:
+        raise ValueError(f"dataset.path={path}: unknown format {path.suffix or '(none)'}; use {' or '.join(readers)}")
+    return readers[path.suffix](path)
+
+
+def normalisation_of(metadata: dict[str, Any]) -> Normalisation | None:
+    """What a file's images were normalised with, where its metadata says so."""
+    if "mean" not in metadata or "std" not in metadata:
+        return None
+    return Normalisation(tuple(metadata["mean"]), tuple(metadata["std"]))
+
+
+def whitening_of(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Whitening | None:
+    """The ZCA transform of a file's images, where it holds one."""
+    if "zca_matrix" not in tensors:
+        return None
+    unit_norm = bool(metadata.get("zca_unit_norm", False))
+    return Whitening(matrix=tensors["zca_matrix"], mean=tensors["zca_mean"], unit_norm=unit_norm)
+
+
+def channels_first(images: Tensor) -> Tensor:
+    """(N, H, W, C) -> (N, C, H, W), where only the last axis can be the colours (1 or 3); others as they are."""
+    if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
+        return images.permute(0, 3, 1, 2).contiguous()
+    return images
+
+
+def _whitened(path: str, real: Images, normalisation: Normalisation | None, whitening: Whitening) -> Images:
+    """Real pixels as float32, normalised and whitened as the synthetic ones are."""
+    if normalisation is None or not isinstance(real.pixels, Tensor):
+        raise ValueError(f"{path} was whitened by ZCA: its file must hold mean and std, and the real images fit in memory")
+    chunks = [whitening(normalisation.apply(pixels)) for pixels in real.pixels.split(1024)]
+    return Images(torch.cat(chunks), real.labels)
 
 
 def _real(name: str | None, path: str, root: str, download: bool, image_size: int) -> Source:
@@ -58,17 +113,7 @@ def _real(name: str | None, path: str, root: str, download: bool, image_size: in
     return readers[name](root=root, download=download)
 
 
-def _read(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """(images, labels, metadata) as they are stored."""
-    if not path.is_file():
-        raise FileNotFoundError(f"distilled: no file {path}; set dataset.path to a .safetensors or .npz file")
-    readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
-    if path.suffix not in readers:
-        raise ValueError(f"dataset.path={path}: unknown format {path.suffix or '(none)'}; use {' or '.join(readers)}")
-    return readers[path.suffix](path)
-
-
-def _read_safetensors(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - the file is no mapping
@@ -77,10 +122,10 @@ def _read_safetensors(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
     if not {"images", "labels"} <= tensors.keys():
         raise ValueError(f"{path} must hold the tensors images and labels; found {', '.join(tensors)}")
-    return tensors["images"], tensors["labels"], metadata
+    return tensors, metadata
 
 
-def _read_npz(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def _read_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is damaged or no npz file")
     try:
@@ -90,7 +135,7 @@ def _read_npz(path: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
         raise ValueError(f"{path} is damaged or holds more than plain arrays ({error})") from error
     for images, labels in _NPZ_KEYS:
         if {images, labels} <= arrays.keys():
-            return torch.from_numpy(arrays[images]), torch.from_numpy(arrays[labels]), {}
+            return {"images": torch.from_numpy(arrays[images]), "labels": torch.from_numpy(arrays[labels])}, {}
     raise ValueError(f"{path} must hold (images, labels) or (image, label); found {', '.join(arrays)}")
 
 

@@ -97,6 +97,11 @@ class ImageDataModule(pl.LightningDataModule):
         self.splits = self._split(source)
         self.counts = self._counts(self.splits["train"])
 
+    def normalise_as(self, other: ImageDataModule) -> None:
+        """Take over the normalisation of the data set that a network was trained on; both are set up."""
+        self.normalisation = other.normalisation
+        self.mean, self.std = self.normalisation.mean, self.normalisation.std
+
     def _read(self) -> Source:
         if isinstance(self.source, Source):
             return self.source

@@ -80,6 +80,7 @@ class NearestETF(SimplexETF):
 
         features (B, D); targets (B,) indices, or (B, K) weights, of which the largest counts. A class that is not in
         the batch keeps its mean; one that was never seen stands at the mean of the others, without a say.
+        An optimizer that takes the loss several times a step (LBFGS) moves them each time.
         """
         labels = targets.argmax(1) if targets.ndim == 2 else targets
         members = F.one_hot(labels, self.out_features).double()  # float64, which autocast leaves alone

@@ -1,0 +1,71 @@
+"""A task's configuration: what the command line does not name comes from the run that the checkpoint lies in."""
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+Node = dict[str, Any]
+
+# What made the features: the rest (trainer, logger, name) is of the command that looks at them.
+INHERITED = (
+    "seed", "dataset", "model", "head", "method", "loss", "optimizer", "scheduler", "callbacks", "trainer.precision",
+)  # fmt: skip
+
+
+MISSING = object()
+
+
+def run_config(checkpoint: Path) -> Node | None:
+    """The config.yaml of the run whose folder, checkpoints/ folder or checkpoint this is; None outside a run."""
+    path = checkpoint.resolve()
+    for folder in (path.parent, path.parent.parent) if path.is_file() else (path, path.parent):
+        if (folder / "config.yaml").is_file():
+            config = yaml.safe_load((folder / "config.yaml").read_text())
+            if isinstance(config, dict) and config.keys() >= {"dataset", "model", "head", "method", "loss"}:
+                return config
+    return None
+
+
+def named(overrides: Iterable[str]) -> set[str]:
+    """The groups and settings that Hydra's overrides name: `dataset=mnist`, `+model.width=3`, `~callbacks.best`."""
+    return {override.lstrip("+~").partition("=")[0] for override in overrides}
+
+
+def inherit(config: Mapping[str, Any], run: Mapping[str, Any], overrides: Iterable[str]) -> Node:
+    """`config` with the groups that no override names as they are in `run`'s, and single settings that one does kept.
+
+    An experiment names every group. All plain containers; neither argument is changed.
+    """
+    mine, result = named(overrides), deepcopy(dict(config))
+    if "experiment" in mine:
+        return result
+    for path in INHERITED:
+        theirs = _get(run, path)
+        if theirs is MISSING or path.partition(".")[0] in mine or path in mine:
+            continue
+        _set(result, path, deepcopy(theirs))
+        for setting in sorted(name for name in mine if name.startswith(f"{path}.")):
+            _set(result, setting, _get(config, setting))
+    return result
+
+
+def _get(node: Any, path: str) -> Any:
+    for key in path.split("."):
+        if not isinstance(node, Mapping) or key not in node:
+            return MISSING
+        node = node[key]
+    return node
+
+
+def _set(node: Node, path: str, value: Any) -> None:
+    """MISSING takes the setting away."""
+    *parents, last = path.split(".")
+    for key in parents:
+        node = node.setdefault(key, {})
+    if value is MISSING:
+        node.pop(last, None)
+    else:
+        node[last] = value

@@ -1,0 +1,1 @@
+"""What can be done with a trained network besides training one: `task=NAME checkpoint=PATH`, one function a file."""
