@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import ncdd.config as config
 import ncdd.runfolder as runfolder
-from ncdd.inherit import inherit, named, run_config
+from ncdd.inherit import check_targets, inherit, named, run_config
 from ncdd.logs import start_logging, stop_logging
 from ncdd.sweep import end_with_sweep, job_folder, note
 
@@ -54,8 +54,6 @@ def one_job(cfg: DictConfig) -> None:
         note(folder.parent, folder, "begun")
         end_with_sweep()
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
-    if cfg.checkpoint and (trained := run_config(Path(cfg.checkpoint))):
-        plain = inherit(plain, trained, job.overrides.task)
     if not sweep and cfg.resume:
         if stopped := runfolder.unfinished(folder.parent, plain):
             if stopped != folder:
@@ -64,6 +62,9 @@ def one_job(cfg: DictConfig) -> None:
         else:
             print(f"nothing to resume: no unfinished run of this configuration in {folder.parent}; starting anew")
     try:
+        if cfg.checkpoint and (trained := run_config(Path(cfg.checkpoint))):
+            check_targets(trained, Path(CONF))
+            plain = inherit(plain, trained, job.overrides.task)
         run = runfolder.open_run(folder, plain, resume=cfg.resume or sweep)
     except (ValueError, OSError, RuntimeError) as error:
         fail(error, None, sweep)
@@ -110,6 +111,8 @@ def work(plain: dict[str, Any], run: runfolder.RunFolder, job: Any) -> None:
         raise ValueError(
             f"checkpoint={cfg.checkpoint}: {'needed by this task' if cfg.task else 'name a task, task=...'}"
         )
+    if (epochs := cfg.trainer.get("max_epochs")) is not None and epochs < 1 and not cfg.task:
+        raise ValueError(f"trainer.max_epochs={epochs}: a number >= 1 is needed")
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     if "fork" in str(cfg.trainer.get("strategy")):
         torch.set_num_threads(1)  # a pool of threads does not survive the fork: its first use there would hang
@@ -200,16 +203,21 @@ def equip(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
 
 def fit(run: runfolder.RunFolder, trainer: Any, record: Any, method: Any, data: Any) -> None:
     """Train, from the last checkpoint where there is one, and show what came of it."""
+    from ncdd.callbacks.signals import listen
     from ncdd.report.folder import read_summary
     from ncdd.report.table import run_table, wide_console
 
+    if trainer.num_devices > 1:
+        listen()
     if run.checkpoint:
         log.info("going on from %s", run.checkpoint)
     trainer.fit(method, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
     if not (run.path / "summary.json").exists():  # stopped between the last checkpoint and the end
         record.close(trainer, method)
     wide_console().print(run_table(read_summary(run.path)))
-    print(f"figures, metrics.csv, summary.json and checkpoints are in {os.path.relpath(run.path)}")
+    folder = os.path.relpath(run.path)
+    print(f"figures, metrics.csv, summary.json and checkpoints are in {folder}")
+    print(f"one page of it all: python -m ncdd.report {shlex.quote(folder)}")
 
 
 def normalise(cfg: DictConfig, job: Any, data: Any) -> None:
@@ -219,7 +227,7 @@ def normalise(cfg: DictConfig, job: Any, data: Any) -> None:
         return
     own = build(OmegaConf.create(trained["dataset"]), seed=trained["seed"])
     own.setup()
-    if (own.in_channels, own.image_size) == (data.in_channels, data.image_size):
+    if own.in_channels == data.in_channels:  # else the network cannot read it, and says so
         data.normalise_as(own)
         log.info("%s is normalised as %s was in training", data.source_name, own.source_name)
 
@@ -259,7 +267,9 @@ def fail(error: Exception, run: runfolder.RunFolder | None, sweep: bool) -> None
     else:
         message = str(error) if expected else f"{type(error).__name__}: {error}"
     if "more than 1 value per channel" in message:  # torch's batch norm
-        message += "\na batch of one sample has no variance: choose another dataset.batch_size, or dataset.drop_last=true"
+        message += (
+            "\na batch of one sample has no variance: choose another dataset.batch_size, or dataset.drop_last=true"
+        )
     print(*(f"error: {line}" for line in message.splitlines()), sep="\n", file=sys.stderr)
     if run:
         print(f"the traceback is in {os.path.relpath(run.path / 'run.log')}", file=sys.stderr)
@@ -288,6 +298,8 @@ def main() -> None:
     sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     try:
         one_job()
+    except KeyboardInterrupt:  # outside of training, whose Ctrl-C Lightning turns into SystemExit
+        sys.exit("stopped; the same command goes on with a sweep, and with resume=true a run")
     except RuntimeError as error:  # of a launcher: a job's process was killed, or it cannot start any
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         sys.exit(f"error: the launcher gave up: {reason}\nthe same command again goes on with what is not done")

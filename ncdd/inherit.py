@@ -1,6 +1,6 @@
 """A task's configuration: what the command line does not name comes from the run that the checkpoint lies in."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ INHERITED = (
     "seed", "dataset", "model", "head", "method", "loss", "optimizer", "scheduler", "callbacks", "trainer.precision",
 )  # fmt: skip
 
-
 MISSING = object()
 
 
@@ -27,6 +26,30 @@ def run_config(checkpoint: Path) -> Node | None:
             if isinstance(config, dict) and config.keys() >= {"dataset", "model", "head", "method", "loss"}:
                 return config
     return None
+
+
+def check_targets(run: Mapping[str, Any], conf: Path) -> None:
+    """Raise ValueError where the configuration of a run, which may be a stranger's, names what no YAML of `conf` does.
+
+    A `_target_` is called: a folder that was sent with a checkpoint must not choose what.
+    """
+    known = {target for path in conf.rglob("*.yaml") for target in _targets(yaml.safe_load(path.read_text()))}
+    theirs = {target for path in INHERITED for target in _targets(_get(run, path))}
+    for target in sorted(theirs - known):
+        raise ValueError(
+            f"the config.yaml of the checkpoint's run names {target}, which no choice in conf/ does; copy the "
+            "checkpoint out of that folder, and name dataset, model, head and method"
+        )
+
+
+def _targets(node: Any) -> Iterator[str]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from _targets(child)
 
 
 def named(overrides: Iterable[str]) -> set[str]:

@@ -15,6 +15,8 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from ncdd.config import suggest
+
 JOBS = "NCDD_SWEEP_JOBS"  # environment variable: the file in the sweep's folder where its jobs are noted
 OF_THIS_MACHINE = f".jobs-{socket.gethostname()}-"  # how its name begins; then the process id of the sweep
 LONGEST = 200  # bytes of a folder's name; file systems allow 255
@@ -51,17 +53,34 @@ def end_with_sweep() -> None:
 def remove_left_over(sweep_dir: Path) -> None:
     """Remove the notes of sweeps that were killed on this machine."""
     for notes in sweep_dir.glob(f"{OF_THIS_MACHINE}*"):
+        process = notes.name.removeprefix(OF_THIS_MACHINE)
+        if not process.isdecimal():  # of a machine whose name begins like this one's
+            continue
         with suppress(PermissionError):  # somebody else's, alive
             try:
-                os.kill(int(notes.name.removeprefix(OF_THIS_MACHINE)), 0)
+                os.kill(int(process), 0)
             except ProcessLookupError:
                 notes.unlink(missing_ok=True)
+
+
+def unknown_axes(config: DictConfig) -> list[str]:
+    """A line for each of study.columns and study.x that no override of the sweep sets."""
+    given = [override.lstrip("+~").partition("=")[0] for override in config.hydra.overrides.task]
+    known = sorted({*given, *(config.hydra.sweeper.get("params") or {})})
+    asked = {name: config.study[name] for name in ("columns", "x")} if config.get("study") else {}
+    return [
+        f"study.{name}={key}: the sweep does not set it; {suggest(key, known)}"
+        for name, key in asked.items()
+        if key is not None and key not in known
+    ]
 
 
 class SweepSummary(Callback):
     """Hydra callback: the folder may hold jobs of earlier sweeps, so the table is of those noted in this one."""
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if wrong := unknown_axes(config):  # found after the last job, it would have cost the whole sweep
+            sys.exit("\n".join(f"error: {line}" for line in wrong))
         # its own, as two sweeps may share a folder; the jobs' processes inherit it, on other machines too
         os.environ[JOBS] = f"{OF_THIS_MACHINE}{os.getpid()}"
 

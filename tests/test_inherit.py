@@ -1,8 +1,11 @@
 """What a task takes from the run of its checkpoint, and what from the command line."""
 
+from pathlib import Path
+
+import pytest
 import yaml
 
-from ncdd.inherit import inherit, run_config
+from ncdd.inherit import check_targets, inherit, run_config
 
 RUN = {
     "seed": 3, "dataset": {"name": "a", "size": 1}, "model": {"width": 8}, "head": {}, "method": {}, "loss": {},
@@ -48,3 +51,11 @@ def test_the_run_is_found_from_its_folder_its_checkpoints_and_a_checkpoint(tmp_p
     assert run_config(tmp_path / "nowhere") is None
     (tmp_path / "config.yaml").write_text("other: 1")
     assert run_config(tmp_path) is None
+
+
+def test_a_strangers_run_cannot_choose_what_is_called():
+    conf = Path(__file__).parents[1] / "conf"
+    check_targets({"model": {"_target_": "ncdd.models.MLP"}, "optimizer": {"_target_": "torch.optim.SGD"}}, conf)
+    for inside in ({"x": {"_target_": "torch.load", "f": "p.pt"}}, {"x": [{"y": {"_target_": "os.system"}}]}):
+        with pytest.raises(ValueError, match=r"names (torch\.load|os\.system), which no choice in conf/ does"):
+            check_targets({"callbacks": inside}, conf)

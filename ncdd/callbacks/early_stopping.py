@@ -1,6 +1,7 @@
 """Experimental: stop training when Neural Collapse has come to rest."""
 
 import logging
+import math
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -59,14 +60,14 @@ class CollapseStopping(pl.Callback):
         if self.best is None and float(values["train/accuracy"]) < self.accuracy:
             return
         value = float(values[self.monitor])
-        if self.best is None or self._better(value, self.best):
+        if math.isfinite(value) and (self.best is None or self._better(value, self.best)):
             self.best, self.waited = value, 0
             return
         self.waited += 1
         if self.waited >= self.patience:
             trainer.should_stop = True
             log.info(
-                "stopping after epoch %d: %s=%.3e, best %.3e; not improved by %g in %d measurements",
+                "stopping after epoch %d: %s=%.3e, best %s; not improved by %g in %d measurements",
                 *(trainer.current_epoch + 1, self.monitor, value, self.best, self.min_delta, self.patience),
             )
 

@@ -14,7 +14,8 @@ class StopSignals(pl.Callback):
     """SIGTERM, SIGUSR1 and SIGUSR2 end the program by SystemExit, with the last epoch's checkpoint to go on from.
 
     A signal that has a handler keeps it: submitit lets SIGTERM pass and puts the job into the queue again at SIGUSR2,
-    while Lightning's own handler would end the run at SIGTERM. With several processes the first one decides.
+    while Lightning's own handler would end the run at SIGTERM. With several processes the one that started them
+    decides, see `listen`; the others ignore the signals, and end at its SIGINT.
     """
 
     def __init__(self) -> None:
@@ -28,8 +29,16 @@ class StopSignals(pl.Callback):
         for number, found in self._found.items():
             if trainer.world_size > 1:
                 signal.signal(number, signal.SIG_IGN)
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
             else:
                 signal.signal(number, _stop if found == signal.SIG_DFL else found)
+
+
+def listen() -> None:
+    """In a process that only waits for those that train: no callback runs there."""
+    for number in STOPS:
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _stop)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

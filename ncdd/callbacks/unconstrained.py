@@ -32,6 +32,11 @@ class UnconstrainedTheory(pl.Callback):
         smoothing = getattr(pl_module.loss, "keywords", {}).get("label_smoothing", 0)
         if smoothing:
             raise ValueError(f"loss.label_smoothing={smoothing}: the theory is of hard labels")
+        if pl_module.decays["body_decay"] != 0:  # type: ignore[index]
+            raise ValueError(
+                f"method.body_decay={pl_module.decays['body_decay']}: it would decay the features beside "  # type: ignore[index]
+                "method.feature_decay; set 0"
+            )
         if data.batch_size < int(count.sum()):
             raise ValueError(
                 f"dataset.batch_size={data.batch_size}: all {int(count.sum())} samples belong in one batch"

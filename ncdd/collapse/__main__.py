@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import Collapse, measure, neco_basis, neco_scores
-from .ood import detection, ood_orthogonality
+from .ood import detection, neco_defined, ood_orthogonality
 
 if TYPE_CHECKING:
     from . import NeuralCollapse
@@ -89,11 +89,12 @@ def _ood_values(
     if X_ood is not None:
         moments = metric.moments()
         assert moments is not None
-        basis = neco_basis(moments)
-        inside = torch.cat(
-            [neco_scores(x[y != ignore_index] if ignore_index is not None else x, basis) for x, y in batches]
-        )
-        values.update(detection(inside, neco_scores(X_ood, basis)))
+        if neco_defined(moments):
+            basis = neco_basis(moments)
+            inside = torch.cat(
+                [neco_scores(x[y != ignore_index] if ignore_index is not None else x, basis) for x, y in batches]
+            )
+            values.update(detection(inside, neco_scores(X_ood, basis)))
         mu_ood = X_ood.double().mean(dim=0) if mu_ood is None else mu_ood
     if mu_ood is not None:
         means = result.mean_KD[result.count_K > 0]

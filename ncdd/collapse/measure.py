@@ -83,8 +83,10 @@ def measure(
     Features (N, D) of any floating type are promoted to float64; labels (N,) are integers. With a head NC3 and NC4 are
     included; given logits decide as they are, without being computed again. ``reference_means_KD``, the train means
     where the features are test features, adds the ``__train_means`` keys (a NaN row is a class without train data).
-    ``mu_ood_D`` adds NC5, ``features_ood`` (M, D) NECO (and NC5 from its mean). Classes without samples are left out.
-    Classes of unequal size add the distances from SELI (up to 1024 classes) and the cosines between minority classes.
+    ``mu_ood_D`` adds NC5, ``features_ood`` (M, D) NECO where D > K (and NC5 from its mean). Classes without samples are
+    left out.
+    Classes of unequal size add the distances from SELI (up to 1024 classes) and, from a factor of 2 on, the cosines
+    between minority classes; not beside ``reference_means_KD``, as both are of the sizes that were trained on.
 
     Memory beyond the features, whatever N: up to 30 float64 matrices of K x max(K, D), and 8 MiB (1 + K/D) for blocks
     of samples; no K x K x D array, and no D x D one unless vci, central_path or features_ood asks for it.
@@ -111,8 +113,9 @@ def measure(
             train = (reference, sweep(features, labels, reference, linear, precision=precision))
         result = summarise(moments, frame, own, head, conventions, train)
         if features_ood is not None:
-            basis = ood.neco_basis(moments)
-            result.values.update(ood.detection(*(ood.neco_scores(f, basis) for f in (features, features_ood))))
+            if ood.neco_defined(moments):
+                basis = ood.neco_basis(moments)
+                result.values.update(ood.detection(*(ood.neco_scores(f, basis) for f in (features, features_ood))))
             mu_ood_D = features_ood.double().mean(dim=0) if mu_ood_D is None else mu_ood_D
         if mu_ood_D is not None:
             result.values["nc5_ood_orth"] = float(ood.ood_orthogonality(mean, mu_ood_D.detach().double()))
@@ -185,15 +188,13 @@ def summarise(
         values |= _duality_values(weight, bias, moments, M, c)
         if c.central_path and moments.scatter_DD is not None:
             values |= mse_parts(moments, weight, bias)
-    values |= _imbalance_values(moments, gram, weight, c)
     if own is not None:
         values |= _decision_values(own, head)
-    if train is not None:
-        values |= _train_values(*train, head, c)
     per_class = _per_class(moments, own, M, gram, weight)
-    for name, key in (("M", "minority_cosine"), ("W", "minority_weight_cosine")):
-        if key in per_class and per_class[key].isfinite().any():  # over pairs: every minority class has as many
-            values[f"nc2_minority_cos_{name}"] = per_class[key].nanmean()
+    if train is None:
+        values |= _imbalance_values(moments, gram, weight, per_class, c)
+    else:
+        values |= _train_values(*train, head, c)
     full = {name: _spread(v, frame.position) for name, v in per_class.items()}
     return Collapse(
         {name: float(v) for name, v in values.items()},
@@ -254,12 +255,19 @@ def _duality_values(W: Tensor, b: Tensor, moments: Moments, M: Tensor, c: Conven
     }
 
 
-def _imbalance_values(moments: Moments, gram: Tensor, weight: Tensor | None, c: Conventions) -> dict[str, Tensor]:
-    count = moments.count_K
-    if len(count) > seli.MOST_CLASSES or count.min() == count.max():
-        return {}
-    gram_W = None if weight is None else weight @ weight.T
-    return seli.seli_errors(count, gram, gram_W, variability.class_weights(moments, c.weighting))
+def _imbalance_values(
+    moments: Moments, gram: Tensor, weight: Tensor | None, per_class: dict[str, Tensor], c: Conventions
+) -> dict[str, Tensor]:
+    """Of train features only: the sizes that shape the geometry are those of the classes that were trained on."""
+    count, values = moments.count_K, {}
+    if count.min() != count.max() and len(count) <= seli.MOST_CLASSES:
+        gram_W = None if weight is None else weight @ weight.T
+        values = seli.seli_errors(count, gram, gram_W, variability.class_weights(moments, c.weighting))
+    if count.max() >= 2 * count.min():  # else nobody would call a class a minority
+        for name, key in (("M", "minority_cosine"), ("W", "minority_weight_cosine")):
+            if key in per_class and per_class[key].isfinite().any():  # over pairs: every minority class has as many
+                values[f"nc2_minority_cos_{name}"] = per_class[key].nanmean()
+    return values
 
 
 def _decision_values(own: Sweep, head: Head, suffix: str = "") -> dict[str, Tensor]:

@@ -20,16 +20,26 @@ def ood_orthogonality(mean_KD: Tensor, mu_ood_D: Tensor) -> Tensor:
     return (unit_rows(mean_KD) @ (mu_ood_D / torch.linalg.vector_norm(mu_ood_D))).abs().mean()
 
 
+def neco_defined(moments: Moments) -> bool:
+    """Whether there are more dimensions than classes; else the principal space is all, and every score 1."""
+    return int((moments.count_K > 0).sum()) < moments.mean_KD.shape[1]
+
+
 def neco_basis(moments: Moments, components: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (D,), std (D,) and leading PCA directions (D, components) of standardised in-distribution features.
 
     ``components`` is the number of classes by default. A constant feature keeps its scale, as in scikit-learn.
+    ValueError unless 1 <= components < D: in as many directions as there are, every sample lies wholly.
     """
+    components = int((moments.count_K > 0).sum()) if components is None else components
+    D = moments.mean_KD.shape[1]
+    if not 1 <= components < D:
+        raise ValueError(f"neco_components={components}: choose from 1 to {D - 1} for features of dimension {D}")
     mean, total = total_covariance(moments)
     std = total.diagonal().sqrt()
     std = torch.where(std > 0, std, 1.0)
     _, directions = torch.linalg.eigh(total / std[:, None] / std)
-    return mean, std, directions.flip(1)[:, : components or int((moments.count_K > 0).sum())]
+    return mean, std, directions.flip(1)[:, :components]
 
 
 def neco_scores(features_ND: Tensor, basis: tuple[Tensor, Tensor, Tensor]) -> Tensor:

@@ -180,7 +180,8 @@ def _mse_bias(problem: Problem, logits_KK: Tensor) -> Tensor:
 def _factors(problem: Problem, weighted_KK: Tensor) -> tuple[Tensor, Tensor]:
     """W and H (K, R) of least decay with ``diag(sqrt n) H W' = A``; directions that rounding left are dropped."""
     left, singular, right = torch.linalg.svd(weighted_KK)
-    kept = singular > 1e-8 * singular[0]
+    # the scale of the labels: where the minimum is zero, all that is left is the rounding of a descent
+    kept = singular > 1e-8 * singular[0].clamp(min=10 * problem.count_K.max().double().sqrt())
     root_R = singular[kept].sqrt()
     ratio = (problem.feature_decay / problem.head_decay) ** 0.25
     return right.T[:, kept] * root_R * ratio, left[:, kept] * root_R / ratio / problem.count_K.double().sqrt()[:, None]

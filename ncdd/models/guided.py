@@ -41,8 +41,8 @@ class NearestETF(SimplexETF):
     bias: `-W m`, m the mean of the running class means (the paper's is that of the batch); not learned.
     scale: norm of each row of `weight`: the paper's temperature, its features being on the unit sphere.
     proximal: weight of the previous frame; the paper's delta.
-    min_step: a class's running mean moves by `max(2/(t+1), min_step)` at its t-th batch, as in the authors' code; 1
-        takes the means of each batch.
+    min_step: a class's running mean moves by `max(2/(t+1), min_step)` at the t-th batch that holds it; 1 takes the
+        means of each batch. (The authors' code counts all batches, and averages means centred by their batch.)
     seed: of the random frame that stands until the first step.
     Raises ValueError where no such frame exists, K > D + 1.
     """
@@ -82,6 +82,11 @@ class NearestETF(SimplexETF):
         the batch keeps its mean; one that was never seen stands at the mean of the others, without a say.
         An optimizer that takes the loss several times a step (LBFGS) moves them each time.
         """
+        if self.mean_KD.dtype != torch.float64:
+            raise ValueError(
+                f"trainer.precision: head=guided keeps its class means in float64, not {self.mean_KD.dtype}; use "
+                "32-true, 64-true or a mixed precision"
+            )
         labels = targets.argmax(1) if targets.ndim == 2 else targets
         members = F.one_hot(labels, self.out_features).double()  # float64, which autocast leaves alone
         sums = torch.cat([members.T @ features.double(), members.sum(0)[:, None]], dim=1)

@@ -26,7 +26,7 @@ class NonNegativeOrthogonal(nn.Linear):
     """A classifier fixed to non-negative orthogonal rows, without bias (Kim & Kim, ICLR 2024: FNO classifier).
 
     "Fixed Non-negative Orthogonal Classifier: Inducing Zero-mean Neural Collapse with Feature Dimension Separation".
-    For non-negative features, as those of every network here, which end in a ReLU.
+    For non-negative features, as of the networks here that end in a ReLU (of torchvision's some do not).
 
     At its zero-mean collapse the class means themselves, not centred, are multiples of the rows. Centred, orthogonal
     vectors of one norm are a simplex ETF, so that NC1, NC4 and, for balanced classes, `nc2_*_M` and `nc3_dual_etf`

@@ -26,5 +26,7 @@ class UnconstrainedFeatures(nn.Module):
         self.features = nn.Parameter(init_std * torch.randn(sum(counts), feature_dim))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Sample numbers (B, 1, 1, 1) -> (B, num_features)."""
+        """Sample numbers (B, 1, 1, 1) -> (B, num_features); ValueError in half precision, which cannot count them."""
+        if x.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(f"trainer.precision: {x.dtype} rounds sample numbers; use 32-true or 64-true")
         return self.features[x.flatten().long()]

@@ -30,7 +30,6 @@ from ncdd.report.style import (
     new_figure,
     plain_axes,
     plot_series,
-    positive,
     value_axis,
 )
 from ncdd.report.table import Job, job_groups, short_names, swept_keys
@@ -70,8 +69,24 @@ Chosen = tuple[str | None, ...]  # a value of each axis, None where a job does n
 
 def sweep_axes(jobs: Sequence[Job]) -> list[str]:
     """The settings that differ between the jobs, without `seed` and what changes no number; of a single job, none."""
-    swept = swept_keys(jobs) if len(jobs) > 1 else []
-    return [key for key in swept if key not in NO_AXIS and not key.startswith("study.")]
+    return [key for key in swept_keys(jobs) if key not in NO_AXIS and not key.startswith("study.")]
+
+
+def independent(jobs: Sequence[Job], axes: Sequence[str]) -> list[str]:
+    """The axes without those that follow from another one, such as the epochs that were set for each recipe."""
+
+    def follows(key: str, other: str) -> bool:
+        pairs = {(job.overrides.get(other), job.overrides.get(key)) for job in jobs}
+        return len(pairs) == len({value for value, _ in pairs})
+
+    def told(place: int, key: str) -> bool:  # of two that tell each other the first one stays
+        return any(
+            follows(key, other) and (before < place or not follows(other, key))
+            for before, other in enumerate(axes)
+            if other != key
+        )
+
+    return [key for place, key in enumerate(axes) if not told(place, key)]
 
 
 def finished(jobs: Sequence[Job]) -> list[Job]:
@@ -137,7 +152,7 @@ def sweep_layout(jobs: Sequence[Job], *, columns: str | None = None, x: str | No
         if key is not None and jobs and not any(key in job.overrides for job in jobs):
             choices = ", ".join(sweep_axes(jobs)) or "nothing"
             raise ValueError(f"study.{name}={key}: no job of the sweep sets it; swept: {choices}")
-    left = [key for key in sweep_axes(jobs) if key not in (columns, x)]
+    left = [key for key in independent(jobs, sweep_axes(jobs)) if key not in (columns, x)]
     values = {key: axis_values(jobs, key) for key in left}
     colour = next((key for key in left if _numeric(set(values[key]))), left[0] if left else None)
     dash = next((key for key in left if key != colour and len(values[key]) <= len(DASHES)), None)
@@ -260,13 +275,13 @@ def _draw_lines(ax: Axes, lines: Sequence[tuple[Series, str, Any]]) -> None:
 
 
 def _draw_bands(ax: Axes, lines: Sequence[tuple[Series, str, Any]]) -> None:
-    """One standard deviation to both sides; on a log axis not so far down that the lines are squeezed."""
-    means = positive(series.mean for series, *_ in lines)
-    floor = 0.5 * means.min(initial=np.inf) if ax.get_yscale() == "log" else -np.inf
+    """One standard deviation to both sides; on a log axis by the same factor down as up, as it would pass zero."""
     for series, colour, _ in lines:
         if (series.deviation > 0).any():
             low, high = series.mean - series.deviation, series.mean + series.deviation
-            ax.fill_between(series.x, np.maximum(low, floor), high, color=colour, alpha=0.18, linewidth=0)
+            if ax.get_yscale() == "log":
+                low = series.mean**2 / np.maximum(high, np.finfo(float).tiny)
+            ax.fill_between(series.x, low, high, color=colour, alpha=0.18, linewidth=0)
 
 
 def _value_axis(ax: Axes, panel: str, series: Sequence[Series]) -> None:

@@ -77,7 +77,7 @@ def run_table(summary: Summary) -> RenderableType:
 def _run_title(summary: Summary) -> str:
     facts = [str(summary.get("name") or "run")]
     if summary.get("epochs") is not None:
-        facts.append(f"{summary['epochs']} epochs")
+        facts.append(f"{summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}")
     if isinstance(seconds := summary.get("seconds"), int | float):
         facts.append(f"{seconds:.1f} s")
     if isinstance(parameters := summary.get("parameters"), dict) and "total" in parameters:
@@ -117,12 +117,12 @@ def _keys(jobs: Sequence[Job]) -> list[str]:
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
-    """The overrides that differ between the jobs; of a single job, all.
+    """The overrides that differ between the jobs; of a single job none.
 
     That a job without a summary does not name an override, tells nothing.
     """
     values = {key: {job.overrides.get(key) for job in jobs if job.final or key in job.overrides} for key in _keys(jobs)}
-    return [key for key in values if len(jobs) == 1 or len(values[key]) > 1]
+    return [key for key in values if len(values[key]) > 1]
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:

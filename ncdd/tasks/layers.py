@@ -47,6 +47,11 @@ def layers(
     for split in ("train", "test"):
         with collecting(body, names) as found:
             _, labels = subject.features(subject.loader(split, max_samples))
+        for name in names:
+            if sum(map(len, found[name])) != len(labels):
+                raise ValueError(
+                    f"task.layers: {name} is not called once for each sample (a part that is shared?); name others"
+                )
         splits[split] = {name: (torch.cat(found[name]), labels) for name in names}
     num_classes = subject.method.head.out_features
     rows: list[Row] = []
@@ -99,6 +104,8 @@ def blocks(body: nn.Module) -> list[str]:
     That is what lies directly in a sequence and is a class of its own (residual blocks and the like), and, outside of
     such blocks, the activations that do (after each convolution of a ConvNet, each hidden layer of an MLP).
     """
+    if "SwinTransformer" in type(body).__name__:
+        raise ValueError("task=layers reads channels first; Swin transformers have them last")
     names = list(_blocks(body, "", isinstance(body, nn.Sequential)))
     if not names:
         raise ValueError(f"no blocks in a {type(body).__name__}: name them by task.layers=[...]")
@@ -124,6 +131,9 @@ def known(body: nn.Module, layers: Sequence[str]) -> list[str]:
         if layer not in names:
             near = difflib.get_close_matches(layer, names, n=3, cutoff=0.0)
             raise ValueError(f"task.layers: no layer {layer!r}; did you mean one of {', '.join(near)}?")
+    twice = {layer for layer in layers if list(layers).count(layer) > 1}
+    if twice:
+        raise ValueError(f"task.layers: {min(twice)} is named twice")
     return list(layers)
 
 
@@ -134,6 +144,8 @@ def collecting(body: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list
 
     def keep(name: str) -> None:
         def hook(_: nn.Module, __: object, output: Tensor) -> None:
+            if not isinstance(output, Tensor):
+                raise ValueError(f"task.layers: {name} puts out a {type(output).__name__}, not one tensor; name others")
             # what was not pooled is copied: a later layer may work in place
             found[name].append(pooled(output.detach()).to(torch.float32, copy=output.ndim == 2))
 

@@ -25,7 +25,8 @@ def ood(*, subject: Subject, max_samples: int | None, neco_components: int | Non
 
     max_samples: of the train split, to which scores are fitted, drawn at random; their features are kept in memory.
         None takes all; ViM's authors took 200,000.
-    neco_components, vim_dimension: of the principal spaces; None: as published, see `ncdd.collapse.ood`.
+    neco_components, vim_dimension: of the principal spaces; None: the number of classes (no NECO where there are no
+        more dimensions), and ViM's published rule, see `ncdd.collapse.ood`.
 
     Writes ood.csv (AUROC, FPR95 of each score), ood.npz (the scores), summary.json and a figure.
     """
@@ -75,14 +76,19 @@ def score_all(
     head = subject.method.head
     moments = train_moments(train_ND, labels_N, head.out_features)
     nc5 = scores.ood_orthogonality(moments.mean_KD, test[1].double().mean(dim=0))
-    neco = scores.neco_basis(moments, neco_components)
+    neco = None
+    if neco_components is not None or scores.neco_defined(moments):
+        neco = scores.neco_basis(moments, neco_components)
+    else:
+        log.info(
+            "no NECO: features of dimension %d leave none beside the %d classes'", train_ND.shape[1], len(head.weight)
+        )
     mahalanobis = scores.mahalanobis_basis(moments)
     vim = scores.vim_basis(train_ND, subject.logits(train_ND), head.weight, head.bias, vim_dimension)
 
     def both(x: Tensor) -> dict[str, Tensor]:
         logits = subject.logits(x)
-        return {
-            "neco": scores.neco_scores(x, neco),
+        return ({} if neco is None else {"neco": scores.neco_scores(x, neco)}) | {
             "msp": scores.max_softmax(logits),
             "max_logit": scores.max_logit(logits),
             "energy": scores.energy(logits),

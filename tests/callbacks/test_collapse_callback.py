@@ -68,10 +68,12 @@ def test_values_are_those_of_the_features_in_eval_mode(options):
     model.eval()
     with torch.no_grad():
         features, logits = model.features(X), model(X)
-    expected = measure(features, Y, weight_KD=model.out.weight, bias_K=model.out.bias, logits_NK=logits).values
+    head = {"weight_KD": model.out.weight, "bias_K": model.out.bias, "logits_NK": logits}
+    train = measure(features, Y, **head)
+    test = measure(features, Y, **head, reference_means_KD=train.mean_KD)
     got = callback.measure(trainer, model)
-    for split in ("train", "test"):
-        for name, value in expected.items():
+    for split, expected in (("train", train), ("test", test)):
+        for name, value in expected.values.items():
             assert got[f"{split}/{name}"] == pytest.approx(value, rel=1e-6, abs=1e-9), name
         assert got[f"{split}/loss"] == pytest.approx(float(F.cross_entropy(logits, Y)), rel=1e-6)
         assert got[f"{split}/accuracy"] == pytest.approx(float((logits.argmax(1) == Y).double().mean()))

@@ -40,6 +40,12 @@ def test_it_stops_after_patience_measurements_without_a_relative_gain():
     assert epochs_until_stop(stopping(mode="max"), [-v for v in values], [1.0] * 6) == 6
 
 
+def test_a_value_that_is_not_finite_is_never_the_best():
+    for wrong in (float("nan"), float("inf"), float("-inf")):
+        assert epochs_until_stop(stopping(), [wrong, 1.0, 0.5, 0.25, 0.1], [1.0] * 5) is None
+        assert epochs_until_stop(stopping(), [wrong] * 5, [1.0] * 5) == 2
+
+
 def test_the_scale_of_the_metric_changes_nothing():
     values = [1.0, 0.5, 0.46, 0.44, 0.43, 0.42]
     for scale in (1e-12, 1e6):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from ncdd.collapse import ShiftedSums, auroc, fpr95, ood
+from ncdd.collapse import ShiftedSums, auroc, fpr95, measure, ood
 
 
 def test_auroc_and_fpr95_by_counting():
@@ -84,3 +84,14 @@ def test_auroc_is_scikit_learns():
     inside, outside = ood.energy(logits(TRAIN)), ood.energy(logits(OTHER))
     truth = np.r_[np.ones(len(inside)), np.zeros(len(outside))]
     assert float(auroc(inside, outside)) == pytest.approx(roc_auc_score(truth, torch.cat([inside, outside])), rel=1e-12)
+
+
+@pytest.mark.parametrize(("classes", "dim"), [(4, 4), (5, 3)])
+def test_neco_is_left_out_where_the_principal_space_is_all(classes, dim):
+    x, y, outside = torch.randn(60, dim), torch.arange(60) % classes, torch.randn(9, dim)
+    values = measure(x, y, features_ood=outside).values
+    assert "neco_auroc" not in values and "nc5_ood_orth" in values
+    with pytest.raises(ValueError, match=f"neco_components={classes}: choose from 1 to {dim - 1} for features"):
+        sums = ShiftedSums.zeros(classes, dim)
+        sums.update(x, y)
+        ood.neco_basis(sums.moments(), classes)

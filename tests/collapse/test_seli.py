@@ -97,3 +97,14 @@ def test_minority_cosines_are_means_over_pairs():
     for key, rows in (("nc2_minority_cos_M", M), ("nc2_minority_cos_W", W.double())):
         expected = sum(float(torch.cosine_similarity(rows[i], rows[j], dim=0)) for i, j in pairs) / 3
         assert result.values[key] == pytest.approx(expected, rel=1e-12)
+
+
+def test_sizes_of_a_test_set_shape_nothing():
+    """Beside the train means neither SELI nor a minority is measured: both are of the classes as trained on."""
+    labels = torch.arange(3).repeat_interleave(torch.tensor([8, 4, 2]))
+    features, weight = torch.randn(14, 5), torch.randn(3, 5)
+    train = measure(features, labels, weight_KD=weight)
+    test = measure(features, labels, weight_KD=weight, reference_means_KD=train.mean_KD)
+    keys = {"nc2_seli_M", "nc2_seli_W", "nc2_minority_cos_M", "nc2_minority_cos_W"}
+    assert keys <= train.values.keys()
+    assert not keys & test.values.keys()

@@ -130,6 +130,17 @@ def test_too_much_decay_leaves_nothing(loss):
     assert errors["loss_gap"] == pytest.approx(0, abs=1e-14)
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_too_much_decay_leaves_nothing_of_unequal_classes_but_a_bias(loss, bias):
+    p = problem([9, 7, 2], loss, bias, 1.0, 1.0)
+    m = global_minimiser(p)
+    assert m.rank == 0
+    assert bool(m.bias_K.any()) == bias
+    errors = minimiser_errors(p, m, torch.zeros(3, 2), m.bias_K, torch.zeros(18, 2), labels_of(p))
+    assert errors["loss_gap"] == pytest.approx(0, abs=1e-12)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

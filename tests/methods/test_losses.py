@@ -96,7 +96,7 @@ def test_lbfgs_decay_is_a_penalty_by_group():
 @pytest.mark.parametrize("value", [-1.0, math.nan])
 def test_a_decay_or_smoothing_that_means_nothing_is_named(value):
     decays = {"body_decay": None, "norm_decay": None, "head_decay": value}
-    with pytest.raises(ValueError, match="method.head_decay="):
+    with pytest.raises(ValueError, match=r"method\.head_decay="):
         parameter_groups(nn.Linear(2, 2), nn.Linear(2, 2), **decays)
-    with pytest.raises(ValueError, match="loss.label_smoothing="):
+    with pytest.raises(ValueError, match=r"loss\.label_smoothing="):
         call(losses.cross_entropy, LABELS, label_smoothing=value)

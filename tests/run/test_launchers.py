@@ -131,8 +131,9 @@ def test_a_signal_ends_all_processes_of_a_run(process, tmp_path):
     wait_for(tmp_path, 1, run)
     children = [int(p) for p in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
     run.send_signal(signal.SIGTERM)
-    run.communicate(timeout=60)
-    assert run.returncode != 0
+    output, _ = run.communicate(timeout=60)
+    assert run.returncode == 128 + signal.SIGTERM, output
+    assert "resume=true` goes on" in output
     for _ in range(200):
         if not any(Path(f"/proc/{child}").exists() for child in children):
             break

@@ -1,6 +1,6 @@
 """A sweep that is killed with -9 again and again, and started again, ends as if nothing had happened.
 
-The long form, 100 jobs: pytest -m slow -n 0 -s tests/run/test_sweep_kill.py
+The long form, 100 jobs: pytest -m slow -n 0 tests/run/test_sweep_kill.py
 """
 
 import csv
@@ -74,10 +74,10 @@ def kill_at_random(sweep: subprocess.Popen, folder: Path, chance: random.Random)
         pytest.param(HUNDRED, 100, 10, [], id="100-basic", marks=pytest.mark.slow),
     ],
 )
-def test_nothing_is_lost_or_doubled(command, tmp_path, axes, jobs, kills, launcher, request):
+def test_nothing_is_lost_or_doubled(command, tmp_path, axes, jobs, kills, launcher):
     tiny = [o for o in TINY if not o.startswith("trainer")] + ["trainer.max_epochs=4", "callbacks.collapse.vci=false"]
     sweep = [sys.executable, str(ROOT / "run.py"), "-m", *tiny, *axes, *launcher, "name=killed"]
-    chance, killed, starts, began = random.Random(20240611), 0, 0, time.monotonic()
+    chance, killed, starts = random.Random(20240611), 0, 0
     folder = tmp_path / "multirun/killed"
     with (tmp_path / "output").open("w") as output:
         while True:
@@ -88,7 +88,6 @@ def test_nothing_is_lost_or_doubled(command, tmp_path, axes, jobs, kills, launch
                     killed += kill_at_random(process, folder, chance)
             if process.returncode == 0:
                 break
-    print(f"{request.node.name}: {starts} starts, {killed} kills, {time.monotonic() - began:.0f} s")
     assert killed == kills
 
     assert command("-m", *tiny, *axes, "name=whole")[0] == 0

@@ -63,6 +63,7 @@ def test_layers_can_be_named_and_samples_limited(command, trained, tmp_path):
     ("overrides", "message"),
     [
         (["task.layers=[fc]"], "task.layers: no layer 'fc'; did you mean one of "),
+        (["task.layers=['2','2']"], "task.layers: 2 is named twice"),
         (["task.max_samples=3"], "no train sample of class"),
         (["+task.layer=1"], "task.layer: ncdd.tasks.layers.layers takes no 'layer'; did you mean layers?"),
     ],

@@ -121,7 +121,9 @@ def test_a_torchvision_state_dict_gives_the_metrics_of_that_network(command, tmp
         logits = theirs(x.expand(-1, 3, -1, -1))
     expected = measure(features[0], y, weight_KD=theirs.fc.weight, bias_K=theirs.fc.bias, logits_NK=logits, vci=False)
     final = summary(tmp_path / "out")["final"]
-    for key, value in expected.values.items():
+    of_train = {key for key in expected.values if key.startswith(("nc2_seli", "nc2_minority"))}
+    for key in expected.values.keys() - of_train:
+        value = expected.values[key]
         assert final[f"test/{key}"] == pytest.approx(value, rel=1e-4, abs=1e-6, nan_ok=True), key
 
 

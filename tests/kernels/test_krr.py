@@ -1,0 +1,194 @@
+"""Ridge regression, KIP and Label Solve against neural-tangents, 40-digit arithmetic and what they are solutions of."""
+
+import os
+from pathlib import Path
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+
+from ncdd.kernels import conv, convnet, fc, kip_loss, label_solve, predict, ridge
+from tests.kernels.conftest import SMALL, every, images, noise, reference, relative
+
+VALUES = SMALL | every("ntk.npz")
+KERNELS = {
+    "fc_relu_d1": fc(1),
+    "fc_relu_d3": fc(3),
+    "conv_relu_d2_flatten": conv(2),
+    "convnet3": convnet(prepend=False),
+}
+CASES = [name for name in KERNELS if f"kip/{name}/loss" in VALUES]
+MNIST = Path(os.environ.get("NCDD_DATA", "data")) / "MNIST" / "raw"
+
+
+def problem():
+    """Support, its labels, targets, theirs."""
+    return [images(VALUES[f"kip/{name}"]) if name[0] == "x" else torch.from_numpy(VALUES[f"kip/{name}"])
+            for name in ("xs", "ys", "xt", "yt")]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_kip(name, chunk):
+    xs, ys, xt, yt = problem()
+    xs.requires_grad_(), ys.requires_grad_()
+    loss, pred = kip_loss(KERNELS[name], xs, ys, xt, yt, chunk=chunk)
+    (3 * loss).backward()
+    # the diagonal of K_ss, 1.5e-8 off in neural-tangents, sets these bounds: see `test_kip_gradient_by_40_digits`
+    assert relative(loss, VALUES[f"kip/{name}/loss"]) < 1e-9
+    assert relative(pred, VALUES[f"kip/{name}/pred"]) < 1e-8
+    assert relative(xs.grad / 3, images(VALUES[f"kip/{name}/gx"])) < 1e-7
+    assert relative(ys.grad / 3, VALUES[f"kip/{name}/gy"]) < 1e-8
+
+
+def kip_by_40_digits(depth, xs, ys, xt, yt, reg=1e-6):
+    """The objective with a fully connected relu network, entry by entry; images are lists of numbers."""
+
+    def ntk(a, b):
+        aa, ab, bb = (mpmath.fdot(u, v) / len(a) for u, v in ((a, a), (a, b), (b, b)))
+        sw, sb, tangent = mpmath.mpf(2**0.5) ** 2, mpmath.mpf(0.1) ** 2, 0
+        for layer in range(depth + 1):
+            aa, ab, bb = (sw * k + sb for k in (aa, ab, bb))
+            tangent = sw * tangent + ab
+            if layer < depth:
+                s = mpmath.sqrt(aa * bb)
+                angle = mpmath.mpf(0) if a is b else mpmath.acos(ab / s)
+                ab = (s * mpmath.sin(angle) + (mpmath.pi - angle) * ab) / (2 * mpmath.pi)
+                aa, bb, tangent = aa / 2, bb / 2, tangent * (mpmath.pi - angle) / (2 * mpmath.pi)
+        return tangent
+
+    n = len(xs)
+    K = mpmath.matrix([[ntk(a, b) for b in xs] for a in xs])
+    ridge_term = reg * sum(K[i, i] for i in range(n)) / n
+    inverse = (K + ridge_term * mpmath.eye(n)) ** -1
+    pred = mpmath.matrix([[ntk(a, b) for b in xs] for a in xt]) * inverse * mpmath.matrix(ys)
+    return sum((pred[i, c] - yt[i][c]) ** 2 for i in range(len(xt)) for c in range(len(ys[0]))) / (
+        2 * len(xt) * len(ys[0])
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_kip_gradient_by_40_digits(depth):
+    """Directional derivative by central differences of step 1e-13 in 40 digits."""
+    xs, ys, xt, yt = (z[:5] for z in problem())
+    direction = noise(*xs.shape)
+    xs.requires_grad_()
+    loss, _ = kip_loss(fc(depth), xs, ys, xt, yt)
+    loss.backward()
+    with mpmath.workdps(40):
+        base, along, rest = (
+            [[mpmath.mpf(v) for v in row] for row in z.detach().flatten(1).tolist()] for z in (xs, direction, xt)
+        )
+        step = mpmath.mpf(10) ** -13
+
+        def objective(e):
+            moved = [[u + e * v for u, v in zip(*rows, strict=True)] for rows in zip(base, along, strict=True)]
+            return kip_by_40_digits(depth, moved, ys.tolist(), rest, yt.tolist())
+
+        expected = float((objective(step) - objective(-step)) / (2 * step))
+        assert loss.item() == pytest.approx(float(objective(mpmath.mpf(0))), rel=1e-12)
+    assert (xs.grad * direction).sum().item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_kip_by_autograd_alone():
+    """The same value and gradients as the objective written down; and gradients only for what asks for them."""
+    xs, ys, xt, yt = (z[:10] for z in problem())
+    kernel = convnet(prepend=False, depth=2)
+    tiny = convnet(prepend=False, depth=2, memory=1)
+    xs.requires_grad_(), ys.requires_grad_()
+    pred = kernel(xt, xs) @ ridge(kernel(xs), ys, reg=1e-3)
+    plain = 0.5 * (pred - yt).square().mean()
+    expected = torch.autograd.grad(plain, (xs, ys))
+    for k in (kernel, tiny):
+        loss, found = kip_loss(k, xs, ys, xt, yt, reg=1e-3, variances=kernel.variances(xt))
+        torch.testing.assert_close((loss, found), (plain, pred), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(torch.autograd.grad(loss, (xs, ys)), expected, rtol=1e-9, atol=1e-14)
+    for chosen in (0, 1):
+        inputs = [z.detach().requires_grad_(i == chosen) for i, z in enumerate((xs, ys))]
+        kip_loss(kernel, *inputs, xt, yt, reg=1e-3)[0].backward()
+        torch.testing.assert_close(inputs[chosen].grad, expected[chosen], rtol=1e-9, atol=1e-14)
+        assert inputs[1 - chosen].grad is None
+    with torch.no_grad():
+        assert not kip_loss(kernel, xs, ys, xt, yt)[0].requires_grad
+
+
+def test_kip_in_float32():
+    exact, rough = problem(), [z.float() for z in problem()]
+    for z in (exact[0], rough[0]):
+        z.requires_grad_()
+    losses = [kip_loss(fc(2), *inputs)[0] for inputs in (exact, rough)]
+    sum(losses).backward()
+    assert losses[1].dtype == rough[0].grad.dtype == torch.float32
+    assert relative(losses[1], losses[0].detach()) < 1e-4
+    assert relative(rough[0].grad, exact[0].grad) < 1e-2
+
+
+@pytest.mark.parametrize("relative_reg", [True, False])
+def test_ridge_is_the_minimum(relative_reg):
+    """(K + l I) a = y: the representer solution of ``|y - K a|^2 + l a'Ka``; predict returns y where l is nothing."""
+    x, y = noise(12, 1, 4, 4), noise(12, 3, seed=1)
+    K = fc(2)(x)
+    strength = 1e-2 * (K.trace() / 12 if relative_reg else 1.0)
+    a = ridge(K, y, reg=1e-2, relative=relative_reg)
+    torch.testing.assert_close(K @ a + strength * a, y, rtol=1e-9, atol=1e-11)
+    exact = ridge(K, y, reg=0.0)
+    torch.testing.assert_close(predict(fc(2), x, x, exact, chunk=5), y, rtol=1e-9, atol=1e-11)
+
+
+def test_singular_kernels_are_named():
+    x = noise(6, 1, 2, 2) * torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 1.0]).view(-1, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"the 6 x 6 kernel matrix is singular with reg=0: raise reg"):
+        ridge(fc(1, b_std=0.0)(x, get="nngp"), noise(6, 2), reg=0.0)
+    with pytest.raises(ValueError, match="6 x 6 kernel matrix has NaN or infinite entries"):
+        ridge(fc(1)(x / 0), noise(6, 2), reg=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_label_solve(name):
+    xs, _, xt, yt = problem()
+    labels = label_solve(KERNELS[name], xs, zip(xt.split(13), yt.split(13), strict=True))
+    assert relative(labels, VALUES[f"ls/{name}/labels"]) < 1e-9
+
+
+def test_label_solve_is_the_minimum():
+    """No other labels fit the targets better by ridge regression, up to the regularisation, whose weight is 1e-12."""
+    xs, _, xt, yt = problem()
+    labels = label_solve(fc(1), xs.float(), [(xt, yt)], reg=1e-12).requires_grad_()
+    loss, _ = kip_loss(fc(1), xs.float().double(), labels, xt, yt, reg=1e-12 / 10, relative=False)
+    loss.backward()
+    assert labels.grad.abs().max() < 1e-9
+    assert labels.dtype == torch.float64
+
+
+def test_replayed_trajectory():
+    """Twenty steps of KIP on real MNIST with the reference's batches."""
+    expected = reference("kip_fc1_mnist_10_trajectory.npz")
+    if not MNIST.exists():
+        pytest.skip(f"no MNIST in {MNIST} (NCDD_DATA says where)")
+    pixels = np.fromfile(MNIST / "train-images-idx3-ubyte", dtype=np.uint8, offset=16).reshape(-1, 1, 28, 28)
+    digits = np.fromfile(MNIST / "train-labels-idx1-ubyte", dtype=np.uint8, offset=8)
+    x = torch.from_numpy(pixels).double()
+    x = (x - x.mean()) / x.std(correction=0)
+    y = torch.eye(10, dtype=torch.float64)[torch.from_numpy(digits).long()] - 0.1
+    random = np.random.RandomState(1)  # as the reference
+
+    def draw(per_class):
+        return np.concatenate([random.choice(np.flatnonzero(digits == c), per_class, replace=False) for c in range(10)])
+
+    first, kernel, losses = draw(1), fc(1), []
+    np.testing.assert_array_equal(first, expected["init_idx"])
+    support, norms = x[first].requires_grad_(), kernel.variances(x)
+    optimizer = torch.optim.Adam([support], lr=0.04)
+    for step in range(20):
+        batch = draw(500)
+        optimizer.zero_grad()
+        loss, _ = kip_loss(kernel, support, y[first], x[batch], y[batch], variances=tuple(q[batch] for q in norms))
+        loss.backward()
+        losses.append(loss.item())
+        if step == 0:
+            assert relative(support.grad, images(expected["grad0"])) < 2e-7  # the reference's diagonal, again
+        optimizer.step()
+    np.testing.assert_array_equal(batch, expected["last_batch_idx"])
+    np.testing.assert_allclose(losses, expected["losses"], rtol=1e-8)
+    assert relative(support, images(expected["x20"])) < 2e-7
