@@ -86,6 +86,7 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from ncdd.report.figures import draw_sweep
+        from ncdd.report.folder import job_folders
         from ncdd.report.page import write_page
         from ncdd.report.table import sweep_table, wide_console, write_sweep_csv
 
@@ -105,8 +106,11 @@ class SweepSummary(Callback):
         ]
         try:
             wide_console().print(sweep_table(jobs))
-            write_sweep_csv(jobs, sweep_dir / "sweep.csv")
-            print(f"{len(jobs) - len(failed)} of {len(jobs)} jobs done; table in {sweep_dir / 'sweep.csv'}")
+            # these, as the page, hold what `python -m ncdd.report` would write: earlier sweeps' jobs too
+            write_sweep_csv(job_folders(sweep_dir), sweep_dir / "sweep.csv")
+            print(
+                f"{len(jobs) - len(failed)} of {len(jobs)} jobs done; the folder's table in {sweep_dir / 'sweep.csv'}"
+            )
             if config.get("figures"):
                 study: Any = OmegaConf.to_container(config.study) if "study" in config else {}
                 print(write_page(sweep_dir))

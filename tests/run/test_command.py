@@ -94,6 +94,20 @@ def test_every_choice_trains(command, choice):
     assert code == 0, err
 
 
+def test_a_figure_that_cannot_be_drawn_is_found_before_the_sweep(command, tmp_path):
+    code, _, err = command("-m", *TINY, "name=w", "seed=0,1", "study.x=model.widht", "study.columns=nonsense")
+    assert code == 1
+    assert "study.x=model.widht: the sweep does not set it; did you mean model.width?" in err
+    assert "study.columns=nonsense: the sweep does not set it" in err
+    assert not list((tmp_path / "multirun").glob("w/*/metrics.csv"))
+
+
+def test_sweeps_in_one_folder_share_one_table(command, tmp_path):
+    for seed in (0, 1):
+        assert command("-m", *TINY, "name=both", f"seed={seed}", "trainer.max_epochs=1")[0] == 0
+    assert len(rows(tmp_path / "multirun/both/sweep.csv")) == 2
+
+
 def test_a_sweep_skips_what_is_done_survives_a_failure_and_tells_of_it(command, tmp_path):
     sweep = ["-m", *TINY, "name=widths", "model.width=8,16", "model.norm=batch,bogus"]
     code, out, err = command(*sweep)
