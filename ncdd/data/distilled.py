@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ncdd.data import folders, sources
 from ncdd.data.images import Images, Normalisation, Source
-from ncdd.data.whitening import Whitening
+from ncdd.data.pixels import Whitening, normalise
 
 _log = logging.getLogger(__name__)
 _NPZ_KEYS = (("images", "labels"), ("image", "label"))  # KIP's, FRePo's
@@ -90,8 +90,10 @@ def channels_first(images: Tensor) -> Tensor:
 def _whitened(path: str, real: Images, normalisation: Normalisation | None, whitening: Whitening) -> Images:
     """Real pixels as float32, normalised and whitened as the synthetic ones are."""
     if normalisation is None or not isinstance(real.pixels, Tensor):
-        raise ValueError(f"{path} was whitened by ZCA: its file must hold mean and std, and the real images fit in memory")
-    chunks = [whitening(normalisation.apply(pixels)) for pixels in real.pixels.split(1024)]
+        raise ValueError(
+            f"{path} was whitened by ZCA: its file must hold mean and std, and the real images fit in memory"
+        )
+    chunks = [whitening(normalise(pixels, normalisation)) for pixels in real.pixels.split(1024)]
     return Images(torch.cat(chunks), real.labels)
 
 
