@@ -1,0 +1,365 @@
+"""The one evaluation of every method: fresh networks, trained from scratch on a synthetic set, tested on real images.
+
+A plain loop, no Trainer. Network i of a seed has the same first weights for every set that it is trained on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+
+from ncdd.data.distilled import STEPWISE
+from ncdd.data.seeding import fold_in
+from ncdd.distill import unrolled
+from ncdd.distill.augment import DiffAugment
+from ncdd.distill.coresets import CORESETS, coreset
+from ncdd.distill.synthetic import SyntheticSet
+from ncdd.distill.unrolled import Weights
+
+_log = logging.getLogger(__name__)
+Batches = Iterable[tuple[Tensor, Tensor]]  # (images (B, C, H, W), labels (B,)), iterated anew for every test
+NewNetwork = Callable[[], nn.Module]  # images -> logits, with fresh weights from torch's global generator
+INIT, TRAIN, BASELINE = range(100, 103)  # streams of random numbers, apart from those of `ncdd.data.seeding`
+DSA = "color_crop_cutout_flip_scale_rotate"
+_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": F.cross_entropy,
+    "mse": lambda logits, targets: 0.5 * (logits - targets).square().sum(1).mean(),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How a network is trained on a synthetic set; the default is the DC family's (Zhao et al. 2021).
+
+    epochs, batch_size: batches of all images in a new order each epoch; where `steps` is given, so many batches.
+    schedule: "step" (times 0.1 after half the steps), "cosine" (to 0) or "constant", behind `warmup` linear steps.
+    loss:     "cross_entropy", or "mse": half the squared error against the labels, or one-hot - 1/K for hard ones.
+    augment:  one draw a batch.
+    """
+
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_size: int = 256
+    epochs: int = 300
+    steps: int | None = None
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    warmup: int = 0
+    loss: Literal["cross_entropy", "mse"] = "cross_entropy"
+    augment: DiffAugment | None = None
+
+    def __post_init__(self) -> None:
+        choices = {"optimizer": ("sgd", "adam"), "schedule": ("step", "cosine", "constant"), "loss": tuple(_LOSSES)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(allowed)}")
+
+    def num_steps(self, num_images: int) -> int:
+        """Batches in all."""
+        return self.steps or self.epochs * math.ceil(num_images / self.batch_size)
+
+    def scale(self, step: int, total: int) -> float:
+        """What the learning rate is multiplied by at `step`, from 0."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, total - self.warmup)
+        return {"step": 0.1 if 2 * step >= total else 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * done))}.get(
+            self.schedule, 1.0
+        )
+
+
+def dsa_protocol(*, flip: bool) -> Protocol:
+    """DSA's and DM's: 1000 epochs under their augmentation; `flip=False` for digits."""
+    return Protocol(epochs=1000, augment=DiffAugment(strategy=DSA if flip else DSA.replace("_flip", "")))
+
+
+def frepo_protocol(*, num_images: int, flip: bool) -> Protocol:
+    """FRePo's final one (Zhou et al. 2022): Adam, 500 steps of warm-up, cosine, MSE, more steps for more images."""
+    steps = next(steps for most, steps in _FREPO_STEPS if num_images <= most)
+    names = "color_crop_rotate_translate_cutout"
+    augment = DiffAugment(strategy=f"flip_{names}" if flip else names, family="frepo")
+    return Protocol(
+        optimizer="adam",
+        lr=3e-4,
+        weight_decay=0.0,
+        batch_size=min(num_images, 500),
+        steps=steps,
+        schedule="cosine",
+        warmup=500,
+        loss="mse",
+        augment=augment,
+    )
+
+
+_FREPO_STEPS = ((10, 1000), (100, 2000), (500, 5000), (1000, 10_000), (math.inf, 40_000))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracies in fractions, one a network; `steps` of training each, `seconds` for all of it."""
+
+    accuracies: tuple[float, ...]
+    steps: int
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        return sum(self.accuracies) / len(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """With n - 1; 0 for one network."""
+        if len(self.accuracies) < 2:
+            return 0.0
+        return math.sqrt(sum((a - self.mean) ** 2 for a in self.accuracies) / (len(self.accuracies) - 1))
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.2f} +- {100 * self.std:.2f} % (n = {len(self.accuracies)})"
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+def evaluate(
+    synthetic: SyntheticSet,
+    new_network: NewNetwork,
+    test: Batches,
+    *,
+    seed: int,
+    protocol: Protocol = Protocol(),
+    networks: int = 5,
+    own_steps: bool = True,
+    stacked: bool | None = None,
+    device: torch.device | str = "cpu",
+) -> Evaluation:
+    """Train `networks` fresh networks on the set, each with seeds of its own, and test each.
+
+    own_steps: train a step-wise set in its own order with its own step sizes, as it is meant; False: by `protocol` like
+               any other set, with a warning.
+    stacked: train all networks at once by `torch.vmap`, none of which may have BatchNorm, whose running statistics
+             cannot be stacked; None: on a GPU, where small networks leave most of it idle, if it can be done. On a CPU
+             the grouped convolutions that it leads to are slower than one network after the other.
+    Raises ValueError where set and test images differ in shape, and for labels that are no probabilities.
+    """
+    start = time.perf_counter()
+    if networks < 1:
+        raise ValueError(f"networks={networks}: a number >= 1 is needed")
+    _same_shape(synthetic, test)
+    synthetic = synthetic.to(device)
+    nets = [_fresh(new_network, seed, index).to(device) for index in range(networks)]
+    if synthetic.stepwise and own_steps:
+        accuracies = [_own_steps(synthetic, network, test, device) for network in nets]
+        assert synthetic.order is not None
+        return Evaluation(tuple(accuracies), len(synthetic.order), time.perf_counter() - start)
+    if synthetic.stepwise:
+        _log.warning("the set is a step-wise one: it %s", STEPWISE)
+    targets = _targets(synthetic, protocol)
+    if stacked is None:
+        stacked = networks > 1 and torch.device(device).type == "cuda" and not _has_batch_norm(nets[0])
+    if stacked and _has_batch_norm(nets[0]):
+        raise ValueError("stacked=True: networks with BatchNorm cannot be trained together; use stacked=False")
+    train = _train_stacked if stacked else _train_each
+    accuracies = train(synthetic.images, targets, nets, test, protocol, seed, torch.device(device))
+    return Evaluation(tuple(accuracies), protocol.num_steps(len(synthetic)), time.perf_counter() - start)
+
+
+def cross_architecture(
+    synthetic: SyntheticSet, architectures: Mapping[str, NewNetwork], test: Batches, *, seed: int, protocol: Protocol
+) -> dict[str, Evaluation]:
+    """`evaluate` for each architecture; its other arguments are the defaults."""
+    return {
+        name: evaluate(synthetic, new_network, test, seed=seed, protocol=protocol)
+        for name, new_network in architectures.items()
+    }
+
+
+def baselines(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    num_classes: int,
+    per_class: int,
+    seed: int,
+    draws: int = 5,
+    features: Tensor | None = None,
+) -> dict[str, list[SyntheticSet]]:
+    """Sets of the same size that learn nothing, from real images (N, C, H, W) normalised as the synthetic set is.
+
+    "random" has `draws` sets, the others one; "class_mean" is left out where a class has more than one image.
+    Evaluate each set of a name with a share of the networks, and put the results together by `merged`.
+    """
+    found: dict[str, list[SyntheticSet]] = {}
+    for name in CORESETS:
+        if name == "class_mean" and per_class > 1:
+            continue
+        for draw in range(draws if name == "random" else 1):
+            generator = torch.Generator().manual_seed(fold_in(seed, BASELINE, draw))
+            chosen, classes = coreset(
+                name,
+                images,
+                labels,
+                num_classes=num_classes,
+                per_class=per_class,
+                generator=generator,
+                features=features,
+            )
+            found.setdefault(name, []).append(SyntheticSet(images=chosen, labels=classes, method=name))
+    return found
+
+
+def merged(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """One result of all networks, for several draws of one method; they have trained for as many steps."""
+    accuracies = tuple(accuracy for evaluation in evaluations for accuracy in evaluation.accuracies)
+    return Evaluation(accuracies, evaluations[0].steps, sum(evaluation.seconds for evaluation in evaluations))
+
+
+def _same_shape(synthetic: SyntheticSet, test: Batches) -> None:
+    made_for = tuple(synthetic.images.shape[1:])
+    for images, _ in test:
+        found = tuple(images.shape[1:])
+        if found != made_for:
+            raise ValueError(f"the synthetic set is of images of shape {made_for}, the test images have {found}")
+        return
+    raise ValueError("test: no images to test on")
+
+
+def _targets(synthetic: SyntheticSet, protocol: Protocol) -> Tensor:
+    """The labels as the protocol's loss wants them."""
+    labels = synthetic.labels
+    if protocol.loss == "mse":
+        classes = synthetic.num_classes
+        return labels if labels.ndim == 2 else F.one_hot(labels, classes).float() - 1 / classes
+    if labels.ndim == 2 and not bool(((labels.sum(1) - 1).abs() < 1e-3).all() & (labels >= 0).all()):
+        raise ValueError(
+            "loss='cross_entropy': the set's labels are regression targets, no probabilities; use loss='mse'"
+        )
+    return labels
+
+
+def _fresh(new_network: NewNetwork, seed: int, index: int) -> nn.Module:
+    """Network `index` of `seed`; torch's global generator is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(fold_in(seed, INIT, index))
+        return new_network()
+
+
+def _has_batch_norm(network: nn.Module) -> bool:
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
+
+
+def _optimizer(weights: list[Tensor], protocol: Protocol) -> torch.optim.Optimizer:
+    if protocol.optimizer == "adam":
+        return torch.optim.Adam(weights, protocol.lr, weight_decay=protocol.weight_decay)
+    return torch.optim.SGD(weights, protocol.lr, momentum=protocol.momentum, weight_decay=protocol.weight_decay)
+
+
+class _Stream:
+    """The batches of one network: (images, targets), augmented, a pure function of (seed, network)."""
+
+    def __init__(self, images: Tensor, targets: Tensor, protocol: Protocol, seed: int, index: int) -> None:
+        self.images, self.targets, self.protocol = images, targets, protocol
+        self.generator = torch.Generator().manual_seed(fold_in(seed, TRAIN, index))
+        self.rows: list[Tensor] = []
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        if not self.rows:
+            order = torch.randperm(len(self.images), generator=self.generator).to(self.images.device)
+            self.rows = list(order.split(self.protocol.batch_size))
+        rows = self.rows.pop(0)
+        images, targets = self.images.index_select(0, rows), self.targets.index_select(0, rows)
+        if self.protocol.augment is not None:
+            images = self.protocol.augment(images, self.generator)
+        return images, targets
+
+
+def _train_each(
+    images: Tensor,
+    targets: Tensor,
+    nets: list[nn.Module],
+    test: Batches,
+    protocol: Protocol,
+    seed: int,
+    device: torch.device,
+) -> list[float]:
+    loss, total, accuracies = _LOSSES[protocol.loss], protocol.num_steps(len(images)), []
+    for index, network in enumerate(nets):
+        network.train()
+        stream = _Stream(images, targets, protocol, seed, index)
+        optimizer = _optimizer([p for p in network.parameters() if p.requires_grad], protocol)
+        for step in range(total):
+            optimizer.param_groups[0]["lr"] = protocol.lr * protocol.scale(step, total)
+            x, y = next(stream)
+            optimizer.zero_grad()
+            loss(network(x), y).backward()
+            optimizer.step()
+        accuracies.append(accuracy(network.eval(), test, device))
+    return accuracies
+
+
+def _train_stacked(
+    images: Tensor,
+    targets: Tensor,
+    nets: list[nn.Module],
+    test: Batches,
+    protocol: Protocol,
+    seed: int,
+    device: torch.device,
+) -> list[float]:
+    """The optimisers act on each number by itself, so that one on stacked weights is n optimisers."""
+    loss, total = _LOSSES[protocol.loss], protocol.num_steps(len(images))
+    network = nets[0].train()
+    weights = {k: w.requires_grad_() for k, w in unrolled.stack([unrolled.weights_of(net) for net in nets]).items()}
+    fixed = [{k: t for k, t in net.state_dict().items() if k not in weights} for net in nets]
+    constants = unrolled.stack(fixed) if fixed[0] else {}
+
+    def logits(weights: Weights, constants: Weights, x: Tensor) -> Tensor:
+        return functional_call(network, {**weights, **constants}, (x,))
+
+    def losses(weights: Weights, constants: Weights, x: Tensor, y: Tensor) -> Tensor:
+        return loss(logits(weights, constants, x), y)
+
+    streams = [_Stream(images, targets, protocol, seed, index) for index in range(len(nets))]
+    optimizer = _optimizer(list(weights.values()), protocol)
+    for step in range(total):
+        optimizer.param_groups[0]["lr"] = protocol.lr * protocol.scale(step, total)
+        x, y = (torch.stack(parts) for parts in zip(*map(next, streams), strict=True))
+        optimizer.zero_grad()
+        vmap(losses, randomness="different")(weights, constants, x, y).sum().backward()
+        optimizer.step()
+    network.eval()
+    right, count = torch.zeros(len(nets)), 0
+    with torch.no_grad():
+        for x, y in test:
+            found = vmap(logits, (0, 0, None))(weights, constants, x.to(device)).argmax(2)
+            right += (found == y.to(device)).sum(1).cpu()
+            count += len(y)
+    return (right / count).tolist()
+
+
+def _own_steps(synthetic: SyntheticSet, network: nn.Module, test: Batches, device: torch.device | str) -> float:
+    """Plain gradient descent through the set's own steps; BatchNorm goes by its batch, as in `unrolled`."""
+    assert synthetic.order is not None and synthetic.step_sizes is not None
+    apply = unrolled.functional(network)
+    steps = unrolled.Steps(synthetic.images, synthetic.labels, synthetic.order, synthetic.step_sizes)
+    weights = unrolled.train(unrolled.inner_loss(apply), unrolled.weights_of(network), steps, differentiable=False)
+    return accuracy(lambda x: apply(weights, x), test, device)
+
+
+@torch.no_grad()
+def accuracy(network: Callable[[Tensor], Tensor], test: Batches, device: torch.device | str = "cpu") -> float:
+    """The fraction of `test` whose largest logit is its label's."""
+    right, count = torch.zeros((), dtype=torch.int64, device=device), 0
+    for x, y in test:
+        right += (network(x.to(device)).argmax(1) == y.to(device)).sum()
+        count += len(y)
+    return int(right) / count
