@@ -54,17 +54,17 @@ def one_job(cfg: DictConfig) -> None:
         note(folder.parent, folder, "begun")
         end_with_sweep()
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
-    if not sweep and cfg.resume:
-        if stopped := runfolder.unfinished(folder.parent, plain):
-            if stopped != folder:
-                folder.rmdir()  # Hydra made it for a new run
-            folder = stopped
-        else:
-            print(f"nothing to resume: no unfinished run of this configuration in {folder.parent}; starting anew")
     try:
         if cfg.checkpoint and (trained := run_config(Path(cfg.checkpoint))):
             check_targets(trained, Path(CONF))
             plain = inherit(plain, trained, job.overrides.task)
+        if not sweep and cfg.resume:
+            if stopped := runfolder.unfinished(folder.parent, plain):
+                if stopped != folder:
+                    folder.rmdir()  # Hydra made it for a new run
+                folder = stopped
+            else:
+                print(f"nothing to resume: no unfinished run of this configuration in {folder.parent}; starting anew")
         run = runfolder.open_run(folder, plain, resume=cfg.resume or sweep)
     except (ValueError, OSError, RuntimeError) as error:
         fail(error, None, sweep)
@@ -78,6 +78,7 @@ def one_job(cfg: DictConfig) -> None:
     hydras = start_logging(folder)
     exit_code = 1
     try:
+        runfolder.write_json(run.path / "overrides.json", overridden(job))  # a run that fails leaves no summary
         work(plain, run, job)
         run.done()
         exit_code = 0
@@ -158,6 +159,11 @@ def labels(cfg: DictConfig, job: Any) -> dict[str, str]:
     return {g: cfg[g]._target_.rpartition(".")[2] if cfg.task else job.runtime.choices[g] for g in groups}
 
 
+def overridden(job: Any) -> list[str]:
+    """The overrides of this job, but for the launcher, which tells nothing of the run."""
+    return [override for override in job.overrides.task if not override.startswith("launcher=")]
+
+
 def equip(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, job: Any, data: Any) -> tuple[Any, Any]:
     """The Trainer with its callbacks and loggers, and the record that closes the run's folder."""
     from pytorch_lightning.plugins.environments import LightningEnvironment
@@ -166,8 +172,7 @@ def equip(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
     from ncdd.callbacks.record import Record
     from ncdd.callbacks.signals import StopSignals
 
-    overrides = [o for o in job.overrides.task if not o.startswith("launcher=")]  # which tells nothing of the run
-    facts = {"name": cfg.name, "overrides": overrides, "seed": cfg.seed}
+    facts = {"name": cfg.name, "overrides": overridden(job), "seed": cfg.seed}
     record = Record(run.path, facts=facts, figures=cfg.figures)
     names = labels(cfg, job)
     about = {

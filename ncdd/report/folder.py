@@ -190,8 +190,10 @@ def job_status(folder: Path) -> str:
 
 
 def job_overrides(folder: Path, summary: Summary | None) -> dict[str, str]:
-    """The job's overrides, from its summary or, where it left none, from its folder's name `a=1,b=2`."""
+    """The job's overrides, as it recorded them or, where it did not, from its folder's name `a=1,b=2`."""
     recorded = (summary or {}).get("overrides")
+    if recorded is None and (folder / "overrides.json").is_file():
+        recorded = json.loads((folder / "overrides.json").read_text(encoding="utf-8"))
     parts = recorded if isinstance(recorded, list) else re.split(r",(?=[^,=\[\]{}]+=)", folder.name)
     pairs = (str(part).partition("=") for part in parts)
     return {key.lstrip("+"): value for key, equals, value in pairs if equals}

@@ -160,3 +160,8 @@ def test_status_and_error_line(tmp_path):
 def test_overrides(tmp_path, name, overrides, expected):
     summary = None if overrides is None else json.loads(json.dumps({"overrides": overrides}))
     assert job_overrides(tmp_path / name, summary) == expected
+
+
+def test_overrides_of_a_job_that_left_no_summary_are_those_it_recorded(tmp_path):
+    (tmp_path / "overrides.json").write_text('["model.name=\'<b>a, b</b>\'", "+seed=1"]')
+    assert job_overrides(tmp_path, None) == {"model.name": "'<b>a, b</b>'", "seed": "1"}

@@ -121,6 +121,7 @@ def test_a_sweep_skips_what_is_done_survives_a_failure_and_tells_of_it(command, 
     assert all("Traceback" in (job / "run.log").read_text() for job in failed)
     table = rows(tmp_path / "multirun/widths/sweep.csv")
     assert sorted(row["status"] for row in table) == ["done", "done", "failed", "failed"]
+    assert {row["model.norm"] for row in table if row["status"] == "failed"} == {"bogus"}
 
     stamps = {name: (job / "metrics.csv").stat().st_mtime_ns for name, job in jobs.items() if job not in failed}
     code, out, _ = command(*sweep)
