@@ -341,16 +341,23 @@ def final_table(jobs: Sequence[Job], panels: Sequence[str]) -> str:
 
     Over the n jobs that are done and differ in their seed alone; accuracies in percent; '-' where not logged.
     """
+
+    def cells(group: Sequence[Job]) -> list[str]:
+        means = [_mean_deviation(panel, [final_value(job, panel) for job in group]) for panel in panels]
+        return [str(len(group)), *means]
+
+    return axes_table(jobs, ["n", *(f"{panel}, %" if percent(panel) else panel for panel in panels)], cells)
+
+
+def axes_table(jobs: Sequence[Job], head: Sequence[str], cells: Callable[[Sequence[Job]], list[str]]) -> str:
+    """Markdown: a row for each combination of the axes, in their order; `cells` says what of its finished jobs."""
     done = finished(jobs)
     axes = sweep_axes(done)
-    rows = [[*short_names(axes).values(), "n", *(f"{panel}, %" if percent(panel) else panel for panel in panels)]]
-    rows.append(["---"] * len(axes) + ["---:"] * (1 + len(panels)))
     groups = job_groups(done, axes)
     orders = [axis_values(done, key) for key in axes]
-    for chosen in sorted(groups, key=lambda chosen: [o.index(v) for o, v in zip(orders, chosen, strict=True)]):
-        group = groups[chosen]
-        cells = [_mean_deviation(panel, [final_value(job, panel) for job in group]) for panel in panels]
-        rows.append([*map(_shown, chosen), str(len(group)), *cells])
+    rows = [[*short_names(axes).values(), *head], ["---"] * len(axes) + ["---:"] * len(head)]
+    ordered = sorted(groups, key=lambda chosen: [o.index(v) for o, v in zip(orders, chosen, strict=True)])
+    rows += [[*map(_shown, chosen), *cells(groups[chosen])] for chosen in ordered]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows) + "\n"
 
 

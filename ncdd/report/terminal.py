@@ -14,8 +14,8 @@ import numpy as np
 
 from ncdd.report.folder import Metrics, is_run, job_folders, read_metrics
 from ncdd.report.style import by_epoch
-from ncdd.report.sweep import axis_values, finished, sweep_axes
-from ncdd.report.table import Job, job_groups, read_job, short_names
+from ncdd.report.sweep import axes_table
+from ncdd.report.table import Job, read_job
 
 HEAD = ("reached", "epoch", "at zero error, %", "at the end, %", "gain")
 
@@ -53,24 +53,19 @@ def terminal_table(jobs: Sequence[Job], *, train_accuracy: float = 1.0) -> str:
     "reached" counts the jobs that enter the phase, of those that are done; the other columns are of these alone.
     The gain, in points, is of each job's own two accuracies.
     """
-    done = finished(jobs)
-    axes = sweep_axes(done)
-    orders = [axis_values(done, key) for key in axes]
-    groups = job_groups(done, axes)
-    rows = [[*short_names(axes).values(), *HEAD], ["---"] * len(axes) + ["---:"] * len(HEAD)]
-    for chosen in sorted(groups, key=lambda chosen: [o.index(v) for o, v in zip(orders, chosen, strict=True)]):
-        group = groups[chosen]
+
+    def cells(group: Sequence[Job]) -> list[str]:
         phases = [terminal_phase(read_metrics(job.folder), train_accuracy=train_accuracy) for job in group]
         reached = [phase for phase in phases if phase]
-        cells = [
+        return [
+            f"{len(reached)} of {len(group)}",
             _mean_deviation([phase.start for phase in reached], ".0f"),
             _mean_deviation([100 * phase.accuracy_start for phase in reached], ".2f"),
             _mean_deviation([100 * phase.accuracy_end for phase in reached], ".2f"),
             _mean_deviation([100 * (phase.accuracy_end - phase.accuracy_start) for phase in reached], "+.2f"),
         ]
-        names = ("(default)" if value is None else value for value in chosen)
-        rows.append([*names, f"{len(reached)} of {len(group)}", *cells])
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows) + "\n"
+
+    return axes_table(jobs, HEAD, cells)
 
 
 def _mean_deviation(values: Sequence[float], form: str) -> str:
