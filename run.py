@@ -1,5 +1,6 @@
 """The command: compose, check, seed, build, fit, summarise. `python run.py --help` tells how to use it."""
 
+import inspect
 import logging
 import multiprocessing
 import os
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import ncdd.config as config
 import ncdd.runfolder as runfolder
-from ncdd.inherit import check_targets, inherit, named, run_config
+from ncdd.inherit import check_targets, inherit, named, run_config, set_config
 from ncdd.logs import start_logging, stop_logging
 from ncdd.sweep import end_with_sweep, job_folder, note
 
@@ -32,12 +33,12 @@ WIRED: dict[str, set[str]] = {
     "dataset": {"seed"},
     "model": {"in_channels", "image_size"},
     "head": {"num_features", "num_classes"},
-    "method": {"model", "head", "loss", "optimizer", "scheduler"},
+    "method": {"model", "head", "loss", "optimizer", "scheduler", "new_network"},
     "loss": {"logits", "features", "weight", "targets"},
     "trainer": {"callbacks", "logger", "plugins", "default_root_dir", "enable_progress_bar"},
     "logger": {"folder", "name", "group", "job_type", "tags", "settings"},
     "ood": {"seed"},
-    "task": {"subject"},
+    "task": {"subject", "bench", "synthetic"},
 }
 
 # Hydra's launchers that are plug-ins -> the extra that installs them
@@ -55,9 +56,10 @@ def one_job(cfg: DictConfig) -> None:
         end_with_sweep()
     plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
     try:
-        if cfg.checkpoint and (trained := run_config(Path(cfg.checkpoint))):
-            check_targets(trained, Path(CONF))
-            plain = inherit(plain, trained, job.overrides.task)
+        made = run_config(Path(cfg.checkpoint)) if cfg.checkpoint else set_config(Path(cfg.distilled or ""))
+        if made:
+            check_targets(made, Path(CONF))
+            plain = inherit(plain, made, job.overrides.task)
         if not sweep and cfg.resume:
             if stopped := runfolder.unfinished(folder.parent, plain):
                 if stopped != folder:
@@ -105,15 +107,12 @@ def work(plain: dict[str, Any], run: runfolder.RunFolder, job: Any) -> None:
     import pytorch_lightning as pl
     import torch
 
+    from ncdd.models import Network
+
     of_data = {"feature_dim"} if plain["model"].get("feature_dim") == "K" else set()
     config.check({**plain, "model": {**plain["model"], **dict.fromkeys(of_data)}}, WIRED)
     cfg = OmegaConf.create(plain)
-    if bool(cfg.task) != bool(cfg.checkpoint):
-        raise ValueError(
-            f"checkpoint={cfg.checkpoint}: {'needed by this task' if cfg.task else 'name a task, task=...'}"
-        )
-    if (epochs := cfg.trainer.get("max_epochs")) is not None and epochs < 1 and not cfg.task:
-        raise ValueError(f"trainer.max_epochs={epochs}: a number >= 1 is needed")
+    check_given(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     if "fork" in str(cfg.trainer.get("strategy")):
         torch.set_num_threads(1)  # a pool of threads does not survive the fork: its first use there would hang
@@ -121,14 +120,19 @@ def work(plain: dict[str, Any], run: runfolder.RunFolder, job: Any) -> None:
     data = build(cfg.dataset, seed=cfg.seed)
     data.setup()
     shape = {"in_channels": data.in_channels, "image_size": data.image_size}
-    model = build(cfg.model, **shape, **dict.fromkeys(of_data, data.num_classes))
-    head = build(cfg.head, num_features=model.num_features, num_classes=data.num_classes)
-    parts = {name: build(cfg[name]) for name in ("loss", "optimizer", "scheduler")}
-    method = build(cfg.method, model=model, head=head, **parts)
+    body = build(cfg.model, _partial_=True, **shape, **dict.fromkeys(of_data, data.num_classes))
+    classifier = build(cfg.head, _partial_=True, num_classes=data.num_classes)
+
+    def new_network() -> Network:
+        model = body()
+        return Network(model, classifier(num_features=model.num_features))
+
+    network = new_network()
+    method = wire(cfg, network, new_network)
     trainer, record = equip(cfg, plain, run, job, data)
 
-    total = sum(p.numel() for p in method.parameters())
-    trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in network.parameters())
+    trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     names = labels(cfg, job)
     log.info("%s, %d classes, images %s", data.source_name, data.num_classes, tuple(shape.values()))
     log.info(
@@ -137,13 +141,41 @@ def work(plain: dict[str, Any], run: runfolder.RunFolder, job: Any) -> None:
         names["head"],
         f"{total:,}",
         f"{trainable:,}",
-        model.num_features,
+        network.model.num_features,
     )
     if cfg.task:
         normalise(cfg, job, data)
-        look(cfg, run, trainer, record, method, data)
+        look(cfg, run, trainer, record, method, data, new_network)
     else:
-        fit(run, trainer, record, method, data)
+        fit(cfg, run, trainer, record, method, data)
+
+
+def check_given(cfg: DictConfig) -> None:
+    """Raise ValueError where a task lacks what it looks at, or training has nothing to do."""
+    if not cfg.task:
+        for name in ("checkpoint", "distilled"):
+            if cfg[name]:
+                raise ValueError(f"{name}={cfg[name]}: name a task, task=...")
+        if (epochs := cfg.trainer.get("max_epochs")) is not None and epochs < 1 and not cfg.trainer.get("max_steps"):
+            raise ValueError(f"trainer.max_epochs={epochs}: a number >= 1 is needed")
+        for name in ("iterations", "every", "images_per_class"):
+            if cfg.distill[name] < 1:
+                raise ValueError(f"distill.{name}={cfg.distill[name]}: a number >= 1 is needed")
+        return
+    parameters = inspect.signature(config.locate(cfg.task._target_)).parameters
+    for name, argument in (("checkpoint", "subject"), ("distilled", "synthetic")):
+        if argument in parameters and not cfg[name]:
+            raise ValueError(f"{name}=null: needed by this task")
+        if argument not in parameters and cfg[name]:
+            raise ValueError(f"{name}={cfg[name]}: this task does not look at it")
+
+
+def wire(cfg: DictConfig, network: Any, new_network: Any) -> Any:
+    """The method, with those of the parts that it asks for."""
+    parts: dict[str, Any] = {name: build(cfg[name]) for name in ("loss", "optimizer", "scheduler")}
+    parts |= {"model": network.model, "head": network.head, "new_network": new_network}
+    asked = inspect.signature(config.locate(cfg.method._target_)).parameters
+    return build(cfg.method, **{name: part for name, part in parts.items() if name in asked})
 
 
 def build(node: Any, **arguments: Any) -> Any:
@@ -206,12 +238,16 @@ def equip(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
     return trainer, record
 
 
-def fit(run: runfolder.RunFolder, trainer: Any, record: Any, method: Any, data: Any) -> None:
+def fit(cfg: DictConfig, run: runfolder.RunFolder, trainer: Any, record: Any, method: Any, data: Any) -> None:
     """Train, from the last checkpoint where there is one, and show what came of it."""
     from ncdd.callbacks.signals import listen
     from ncdd.report.folder import read_summary
     from ncdd.report.table import run_table, wide_console
 
+    if sampling := getattr(method, "sampling", None):  # of a distillation, which draws its real batches
+        if trainer.num_devices > 1:
+            raise ValueError(f"trainer.devices={cfg.trainer.devices}: a distillation runs on one, set 1")
+        data.draws = (sampling, cfg.distill.every)
     if trainer.num_devices > 1:
         listen()
     if run.checkpoint:
@@ -237,24 +273,47 @@ def normalise(cfg: DictConfig, job: Any, data: Any) -> None:
         log.info("%s is normalised as %s was in training", data.source_name, own.source_name)
 
 
-def look(cfg: DictConfig, run: runfolder.RunFolder, trainer: Any, record: Any, method: Any, data: Any) -> None:
-    """Do the task that `cfg` names with the checkpoint's weights, as the Trainer would place and cast them."""
+def look(
+    cfg: DictConfig, run: runfolder.RunFolder, trainer: Any, record: Any, method: Any, data: Any, new_network: Any
+) -> None:
+    """Do the task that `cfg` names with what it asks for."""
+    from ncdd.distill import SyntheticSet
+    from ncdd.tasks.bench import Bench
     from ncdd.tasks.subject import Subject
 
-    ood = build(cfg.ood, seed=cfg.seed) if cfg.ood else None
-    if ood is not None:
-        ood.setup()
+    task = build(cfg.task)
     data.trainer, trainer.datamodule = trainer, data
-    subject = Subject(
-        method=trainer.precision_plugin.convert_module(method).to(trainer.strategy.root_device),
-        checkpoint=Path(cfg.checkpoint),
-        data=data,
-        ood=ood,
-        folder=run.path,
-        trainer=trainer,
-        record=record,
-    )
-    build(cfg.task)(subject=subject)
+
+    def subject() -> Subject:
+        """The checkpoint's weights, to be placed and cast as the Trainer would."""
+        ood = build(cfg.ood, seed=cfg.seed) if cfg.ood else None
+        if ood is not None:
+            ood.setup()
+        return Subject(
+            method=trainer.precision_plugin.convert_module(method).to(trainer.strategy.root_device),
+            checkpoint=Path(cfg.checkpoint),
+            data=data,
+            ood=ood,
+            folder=run.path,
+            trainer=trainer,
+            record=record,
+        )
+
+    def bench() -> Bench:
+        device = trainer.strategy.root_device
+        return Bench(
+            new_network=new_network,
+            data=data,
+            seed=cfg.seed,
+            device=device,
+            folder=run.path,
+            trainer=trainer,
+            record=record,
+        )
+
+    offered = {"subject": subject, "bench": bench, "synthetic": lambda: SyntheticSet.load(cfg.distilled)}
+    asked = inspect.signature(task).parameters
+    task(**{name: offer() for name, offer in offered.items() if name in asked})
     print(f"what was found is in {os.path.relpath(run.path)}")
 
 

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 Node = dict[str, Any]
+PLAIN = ("callbacks", "study", "distill")  # nodes that are no call
 
 
 @dataclass
@@ -35,6 +36,23 @@ class Study:
 
 
 @dataclass
+class Distill:
+    """What all distillation methods share; their YAMLs refer to it.
+
+    images_per_class: of the synthetic set; a step of a step-wise one.  init: real, noise, or a coreset's name.
+    iterations: outer steps.  every: of them between two evaluations, checkpoints and image grids.
+    kernel: of the methods by kernel regression, a name of `ncdd.kernels`.
+    """
+
+    images_per_class: int = 1
+    init: str = "real"
+    learn_labels: bool = False
+    iterations: int = 1000
+    every: int = 100
+    kernel: str = "fc1"
+
+
+@dataclass
 class Config:
     """One field a group of conf/, and what belongs to none; Hydra refuses any other key at the top."""
 
@@ -43,7 +61,10 @@ class Config:
     resume: bool = False
     figures: bool = True
     checkpoint: str | None = None
+    distilled: str | None = None
+    objective: str | None = None
     study: Study = field(default_factory=Study)
+    distill: Distill = field(default_factory=Distill)
     task: Node = field(default_factory=dict)
     ood: Node = field(default_factory=dict)
     dataset: Node = field(default_factory=dict)
@@ -79,7 +100,10 @@ def check(config: Mapping[str, Any], wired: Mapping[str, Collection[str]]) -> No
     mistakes += [
         f"{path}: no _target_ among {', '.join(node)}; this group's choices have one"
         for path, node in nodes.items()
-        if isinstance(node, Mapping) and node and "_target_" not in node and path not in ("callbacks", "study")
+        if isinstance(node, Mapping)
+        and node
+        and "_target_" not in node
+        and path not in ("callbacks", "study", "distill")
     ]
     mistakes += _mistakes(config, "", wired)
     if mistakes:

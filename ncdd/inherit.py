@@ -1,11 +1,14 @@
-"""A task's configuration: what the command line does not name comes from the run that the checkpoint lies in."""
+"""A task's configuration: what the command line does not name comes from the run of the checkpoint or synthetic set."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import SafetensorError, safe_open
 
 Node = dict[str, Any]
 
@@ -25,6 +28,17 @@ def run_config(checkpoint: Path) -> Node | None:
             config = yaml.safe_load((folder / "config.yaml").read_text())
             if isinstance(config, dict) and config.keys() >= {"dataset", "model", "head", "method", "loss"}:
                 return config
+    return None
+
+
+def set_config(distilled: Path) -> Node | None:
+    """The configuration of the run that a synthetic set was made by, which its file holds; None where it does not."""
+    if distilled.suffix != ".safetensors" or not distilled.is_file():
+        return None
+    with suppress(SafetensorError, json.JSONDecodeError), safe_open(distilled, framework="np") as file:
+        config = json.loads((file.metadata() or {}).get("ncdd", "{}")).get("config")
+        if isinstance(config, dict) and config.keys() >= {"dataset", "model", "head", "method", "loss"}:
+            return config
     return None
 
 

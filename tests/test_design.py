@@ -20,11 +20,11 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"collapse"},
     "data": set(),
     "distill": {"models", "data", "kernels", "collapse", "runfolder"},
-    "methods": {"models", "data", "collapse"},
+    "methods": {"models", "data", "collapse", "kernels", "distill"},
     "inherit": set(),
     "logs": set(),
-    "tasks": {"callbacks", "collapse", "data", "report", "runfolder"},
-    "callbacks": {"collapse", "data", "models", "runfolder", "report"},
+    "tasks": {"callbacks", "collapse", "data", "distill", "kernels", "models", "report", "runfolder"},
+    "callbacks": {"collapse", "data", "distill", "models", "runfolder", "report"},
 }
 LIBRARIES = {  # who may import these, besides run.py
     "pytorch_lightning": ("methods/", "callbacks/", "data/module.py", "tasks/subject.py"),

@@ -13,6 +13,7 @@ from pytorch_lightning.loggers.logger import Logger, rank_zero_experiment
 from pytorch_lightning.utilities import rank_zero_only
 
 from ncdd.callbacks.collapse import NeuralCollapseCallback
+from ncdd.callbacks.distilled import DistilledSet
 from ncdd.callbacks.wandb import WandbLogger
 from ncdd.report.figures import draw
 from ncdd.report.folder import read_metrics
@@ -125,6 +126,8 @@ class Record(pl.Callback):
         epochs = trainer.current_epoch if epochs is None else epochs
         steps = trainer.global_step if steps is None else steps
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, DistilledSet):
+                callback.finish(trainer, pl_module)
             if isinstance(callback, NeuralCollapseCallback):
                 if not callback.geometry:
                     callback.measure(trainer, pl_module)

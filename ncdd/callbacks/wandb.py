@@ -95,10 +95,10 @@ class WandbLogger(pl_loggers.WandbLogger):
         super().log_metrics({**metrics, "epoch": metrics.get("epoch", -1) + 1}, step)
 
     @rank_zero_only
-    def log_figures(self, paths: Sequence[Path], *, epoch: int) -> None:
-        """Log picture files under figures/NAME."""
+    def log_figures(self, paths: Sequence[Path], *, epoch: int, name: str | None = None) -> None:
+        """Log picture files under figures/NAME, by default the files' own names."""
         pictures = [path for path in paths if path.suffix == ".png"]
-        self.experiment.log({f"figures/{p.stem}": wandb.Image(str(p)) for p in pictures} | {"epoch": epoch})
+        self.experiment.log({f"figures/{name or p.stem}": wandb.Image(str(p)) for p in pictures} | {"epoch": epoch})
 
     def close(self, exit_code: int = 0) -> None:
         """End the W&B run: without it, the next job of a sweep would log into this one."""

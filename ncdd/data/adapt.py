@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from ncdd.data.images import Images, Normalisation
 from ncdd.data.loader import DeviceLoader
+from ncdd.data.whitening import Whitening
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, as PIL converts to grey
 
@@ -31,17 +32,27 @@ def adapt(pixels: Tensor, *, channels: int, image_size: int) -> Tensor:
 
 
 class AdaptedLoader:
-    """Iterates (x, y) over uint8 `images` as a network knows images: their `channels`, `image_size`, `normalisation`.
+    """Iterates (x, y) over uint8 `images` as a network knows images: `channels`, `image_size`, `normalisation`, and
+    `whitening` where there is one.
 
     Images that are of that shape already are, to the last bit, what their own loader would give.
     """
 
     def __init__(
-        self, *, images: Images, channels: int, image_size: int, normalisation: Normalisation, batch_size: int
+        self,
+        *,
+        images: Images,
+        channels: int,
+        image_size: int,
+        normalisation: Normalisation,
+        batch_size: int,
+        whitening: Whitening | None = None,
     ) -> None:
+        if images.is_float:
+            raise ValueError("images: pixels are needed to adapt them; leave the second data set's whiten at null")
         plain = Normalisation((0.0,) * images.shape[0], (1 / 255,) * images.shape[0])  # 0 to 255, as they are stored
         self.loader = DeviceLoader(images=images, normalisation=plain, batch_size=batch_size)
-        self.channels, self.image_size = channels, image_size
+        self.channels, self.image_size, self.whitening = channels, image_size, whitening
         mean, std = (
             torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (normalisation.mean, normalisation.std)
         )
@@ -53,4 +64,5 @@ class AdaptedLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for pixels, labels in self.loader:
             x = adapt(pixels, channels=self.channels, image_size=self.image_size)
-            yield torch.addcmul(self._black, x, self._scale), labels
+            x = torch.addcmul(self._black, x, self._scale)
+            yield x if self.whitening is None else self.whitening(x), labels

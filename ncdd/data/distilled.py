@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ncdd.data import folders, sources
 from ncdd.data.images import Images, Normalisation, Source
-from ncdd.data.pixels import Whitening, normalise
+from ncdd.data.whitening import Whitening
 
 _log = logging.getLogger(__name__)
 _NPZ_KEYS = (("images", "labels"), ("image", "label"))  # KIP's, FRePo's
@@ -34,7 +34,7 @@ def distilled(*, path: str, real: Source | str | None, root: str, download: bool
           (image, label), NHWC or NCHW. uint8 images are raw pixels.
     real: a Source, or the name of one of REAL, read from `root`; None: the dataset that the file's metadata names.
 
-    Where the file holds a ZCA transform (`ncdd.distill.SyntheticSet` writes it), the real splits are whitened by it.
+    The real splits are pixels as ever; the source names the normalisation and the whitening of the file's images.
     """
     file = Path(path).expanduser().resolve()
     tensors, metadata = read(file)
@@ -46,10 +46,10 @@ def distilled(*, path: str, real: Source | str | None, root: str, download: bool
     if "step_sizes" in tensors:
         _log.warning("%s is a step-wise set: it %s", path, STEPWISE)
     whitening = whitening_of(tensors, metadata)
-    test, train = real.test, real.train
-    if whitening is not None:
-        test, train = (_whitened(path, split, normalisation, whitening) for split in (test, train))
-    return Source(Images(images, labels), test, real.class_names, real.name, train, normalisation)
+    if whitening is not None and normalisation is None:
+        raise ValueError(f"{path} holds a ZCA transform, but not the mean and std that come before it")
+    train = Images(images, labels)
+    return Source(train, real.test, real.class_names, real.name, real.train, normalisation, whitening)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -76,8 +76,7 @@ def whitening_of(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Whiten
     """The ZCA transform of a file's images, where it holds one."""
     if "zca_matrix" not in tensors:
         return None
-    unit_norm = bool(metadata.get("zca_unit_norm", False))
-    return Whitening(matrix=tensors["zca_matrix"], mean=tensors["zca_mean"], unit_norm=unit_norm)
+    return Whitening(matrix=tensors["zca_matrix"], mean=tensors["zca_mean"], norm=metadata.get("zca_norm"))
 
 
 def channels_first(images: Tensor) -> Tensor:
@@ -87,25 +86,15 @@ def channels_first(images: Tensor) -> Tensor:
     return images
 
 
-def _whitened(path: str, real: Images, normalisation: Normalisation | None, whitening: Whitening) -> Images:
-    """Real pixels as float32, normalised and whitened as the synthetic ones are."""
-    if normalisation is None or not isinstance(real.pixels, Tensor):
-        raise ValueError(
-            f"{path} was whitened by ZCA: its file must hold mean and std, and the real images fit in memory"
-        )
-    chunks = [whitening(normalise(pixels, normalisation)) for pixels in real.pixels.split(1024)]
-    return Images(torch.cat(chunks), real.labels)
-
-
 def _real(name: str | None, path: str, root: str, download: bool, image_size: int) -> Source:
-    """The dataset called `name`, with images as large as the synthetic ones where a folder is resized on reading."""
+    """The dataset called `name`, with images as large as the synthetic ones where they are resized on reading."""
     if name is None:
         raise ValueError(
             f"{path} does not say which dataset it stands for: set dataset.real to one of {', '.join(REAL)}"
         )
     budget = 4 * 2**30  # bytes, as in conf/dataset
     readers: dict[str, Callable[..., Source]] = {
-        "digits": sources.digits,
+        "digits": partial(sources.digits, image_size=max(8, image_size)),
         **{known: partial(sources.torchvision_set, name=known) for known in sources.TORCHVISION},
         "tiny_imagenet": partial(folders.tiny_imagenet, image_size=image_size, memory_budget=budget),
         "image_folder": partial(folders.image_folder, image_size=image_size, memory_budget=budget),

@@ -14,6 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ncdd.data.whitening import Whitening
+
 
 def decode(path: str, size: int) -> np.ndarray:
     """Read one image file as RGB uint8 (3, size, size): the shorter side resized to `size`, then the centre cropped."""
@@ -65,6 +67,11 @@ class Images:
             return 3, self.pixels.size, self.pixels.size
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
+
+    @property
+    def is_float(self) -> bool:
+        """Whether these are normalised images already, not pixels."""
+        return isinstance(self.pixels, Tensor) and self.pixels.is_floating_point()
 
     @property
     def classes(self) -> Tensor:
@@ -135,6 +142,7 @@ class Source:
     name:          what it is called in conf/dataset/ or, for a folder of the user's own, "image_folder".
     real:          for a synthetic train split, the real one it stands for.
     normalisation: for float train images, what they were normalised with, where that is known.
+    whitening:     for float train images, what they were whitened by then; None for nothing.
     """
 
     train: Images
@@ -143,6 +151,7 @@ class Source:
     name: str
     real: Images | None = None
     normalisation: Normalisation | None = None
+    whitening: Whitening | None = None
 
     def __post_init__(self) -> None:
         for split, images in (("train", self.train), ("test", self.test)):

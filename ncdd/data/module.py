@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import get_args
 
 import pytorch_lightning as pl
 import torch
@@ -13,8 +14,11 @@ from torch import Tensor
 from ncdd.data import corrupt
 from ncdd.data.augment import Augment
 from ncdd.data.distilled import distilled
+from ncdd.data.draws import DrawLoader, Sampling
 from ncdd.data.images import Images, Normalisation, Source, channel_statistics
 from ncdd.data.loader import DeviceLoader
+from ncdd.data.pixels import normalise
+from ncdd.data.whitening import CHUNK, Variant, Whitening, fit_whitening
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -26,10 +30,15 @@ class ImageDataModule(pl.LightningDataModule):
                        the source's train split.
     val_fraction:      of each class of the train split, held out first, with its true labels.
     samples_per_class, imbalance: then thin the rest; random_labels, label_noise: then relabel it.
+    whiten:            as KIP or FRePo do it, fitted to the train split that is left: all images become float32 in
+                       memory. A synthetic set's file brings its own.
     batch_size:        of a global training batch; measure_batch_size: of every other loader.
 
-    After `setup()`: num_classes, in_channels, image_size, class_names, mean, std, counts (int64 (K,), of the train
-    samples' classes) and splits, name -> Images ("train", "val", "test" and, for a synthetic set, "real").
+    draws: how the training batches are drawn and how many an epoch, where a method wants other ones (DrawLoader).
+
+    After `setup()`: num_classes, in_channels, image_size, class_names, mean, std, whitening (None for none), counts
+    (int64 (K,), of the train samples' classes) and splits, name -> Images ("train", "val", "test" and, for a
+    synthetic set, "real").
     """
 
     def __init__(
@@ -49,6 +58,7 @@ class ImageDataModule(pl.LightningDataModule):
         imbalance: float = 1.0,
         random_labels: bool = False,
         label_noise: float = 0.0,
+        whiten: Variant | None = None,
         num_workers: int = 0,
         drop_last: bool = False,
     ) -> None:
@@ -60,6 +70,7 @@ class ImageDataModule(pl.LightningDataModule):
             samples_per_class=samples_per_class,
             imbalance=imbalance,
             label_noise=label_noise,
+            whiten=whiten,
             num_workers=num_workers,
         )
         if (mean is None) != (std is None):
@@ -71,8 +82,9 @@ class ImageDataModule(pl.LightningDataModule):
         self.batch_size, self.measure_batch_size, self.drop_last = batch_size, measure_batch_size, drop_last
         self.augment, self.seed, self.num_workers = augment, seed, num_workers
         self.val_fraction, self.samples_per_class, self.imbalance = val_fraction, samples_per_class, imbalance
-        self.random_labels, self.label_noise = random_labels, label_noise
+        self.random_labels, self.label_noise, self.whiten = random_labels, label_noise, whiten
         self.splits: dict[str, Images] = {}
+        self.draws: tuple[Sampling, int] | None = None
 
     # ------------------------------------------------------------ reading
 
@@ -96,11 +108,17 @@ class ImageDataModule(pl.LightningDataModule):
         self.mean, self.std = self.normalisation.mean, self.normalisation.std
         self.splits = self._split(source)
         self.counts = self._counts(self.splits["train"])
+        self.whitening = self._whiten(source)
 
     def normalise_as(self, other: ImageDataModule) -> None:
-        """Take over the normalisation of the data set that a network was trained on; both are set up."""
+        """Take over normalisation and whitening of the data set that a network was trained on; both are set up."""
+        if self.whitening is not None:
+            raise ValueError(f"dataset.whiten={self.whiten}: the network's own data decide it; leave it at null")
         self.normalisation = other.normalisation
         self.mean, self.std = self.normalisation.mean, self.normalisation.std
+        if other.whitening is not None:
+            self.whitening = other.whitening
+            self._apply(other.whitening, self._normalised())
 
     def _read(self) -> Source:
         if isinstance(self.source, Source):
@@ -110,14 +128,13 @@ class ImageDataModule(pl.LightningDataModule):
     def _normalisation(self, source: Source) -> Normalisation:
         """The argument, the synthetic set's, or the train images' own; these must agree and fit the channels."""
         stated = source.normalisation
-        pixels = source.train.pixels
         if self.given and stated and not self.given.close_to(stated):
             raise ValueError(
                 f"dataset.mean={list(self.given.mean)}, dataset.std={list(self.given.std)} differ from what the "
                 f"synthetic set was normalised with, {list(stated.mean)}, {list(stated.std)}: give these, or null"
             )
         known = self.given or stated
-        if known is None and isinstance(pixels, Tensor) and pixels.is_floating_point():
+        if known is None and source.train.is_float:
             raise ValueError(
                 "dataset.mean=null, dataset.std=null: the synthetic set's file does not say what its images were "
                 "normalised with; set dataset.mean and dataset.std to that"
@@ -170,13 +187,56 @@ class ImageDataModule(pl.LightningDataModule):
             )
         return counts
 
+    def _whiten(self, source: Source) -> Whitening | None:
+        """The synthetic set's, or one that is fitted; and every split of pixels whitened by it."""
+        if self.whiten is None and source.whitening is None:
+            return None
+        if self.whiten is not None and source.train.is_float:
+            raise ValueError(f"dataset.whiten={self.whiten}: the synthetic set's file decides it; leave it at null")
+        changed = self._normalised()
+        whitening = source.whitening
+        if whitening is None:
+            assert self.whiten is not None
+            whitening = fit_whitening(changed["train"], variant=self.whiten)
+        self._apply(whitening, changed)
+        return whitening
+
+    def _normalised(self) -> dict[str, Tensor]:
+        """Every split of pixels, as float32 images (N, C, H, W) of its own that are normalised."""
+        found = {}
+        for name, images in self.splits.items():
+            if not isinstance(images.pixels, Tensor):
+                raise ValueError("whitening needs images in memory: raise dataset.source.memory_budget")
+            if not images.is_float:
+                found[name] = torch.empty(images.pixels.shape)
+                for part, pixels in zip(found[name].split(CHUNK), images.pixels.split(CHUNK), strict=True):
+                    part.copy_(normalise(pixels, self.normalisation))
+        return found
+
+    def _apply(self, whitening: Whitening, normalised: dict[str, Tensor]) -> None:
+        """In place: what does not fit twice into memory still can be whitened."""
+        for name, images in normalised.items():
+            for part in images.split(CHUNK):
+                part.copy_(whitening(part))
+            self.splits[name] = Images(images, self.splits[name].labels)
+
     # ------------------------------------------------------------ loaders
 
     def train_dataloader(self) -> DeviceLoader:
-        """Shuffled and augmented."""
+        """Shuffled and augmented; or, for a method that draws its batches, as they are."""
+        if self.draws is not None:
+            sampling, steps = self.draws
+            return DrawLoader(
+                images=self._placed("train"),
+                normalisation=self.normalisation,
+                sampling=sampling,
+                steps=steps,
+                seed=self.seed,
+                num_workers=self.num_workers,
+            )
         loader = DeviceLoader(
             images=self._placed("train"),
-            normalisation=self.normalisation,
+            normalisation=self._units,
             batch_size=self.batch_size,
             shuffle=True,
             drop_last=self.drop_last,
@@ -219,6 +279,13 @@ class ImageDataModule(pl.LightningDataModule):
             world_size=self._world_size,
             num_workers=self.num_workers,
         )
+
+    @property
+    def _units(self) -> Normalisation:
+        """Where black is for the loader, whose crop pads with it; whitening has no one value for it, and 0 will do."""
+        if self.whitening is None:
+            return self.normalisation
+        return Normalisation((0.0,) * self.in_channels, (1.0,) * self.in_channels)
 
     def _placed(self, split: str) -> Images:
         """The split on the trainer's device; moved there once, and not kept twice."""
@@ -278,6 +345,7 @@ def _check_arguments(
     samples_per_class: int | None,
     imbalance: float,
     label_noise: float,
+    whiten: Variant | None,
     num_workers: int,
 ) -> None:
     """Before any data is read: a name, the value found and what is allowed."""
@@ -288,6 +356,7 @@ def _check_arguments(
         ("samples_per_class", samples_per_class, samples_per_class is None or samples_per_class >= 1, "null or >= 1"),
         ("imbalance", imbalance, imbalance >= 1, "a factor >= 1, 1 for balanced,"),
         ("label_noise", label_noise, 0 <= label_noise <= 1, "a fraction in [0, 1], 0 for none,"),
+        ("whiten", whiten, whiten is None or whiten in get_args(Variant), "null, kip or frepo"),
         ("num_workers", num_workers, num_workers >= 0, "a number >= 0"),
     )
     for name, value, allowed, needed in rules:

@@ -17,18 +17,25 @@ import torch
 from torch import Tensor
 
 from ncdd.data import corrupt
+from ncdd.data.adapt import adapt
 from ncdd.data.images import Images, Source
 
 OFFLINE = "dataset=digits needs no files"
 DIGITS = tuple("0123456789")
 
 
-def digits(*, root: str | None = None, download: bool = False) -> Source:
-    """1797 handwritten digits of 8 x 8 pixels from scikit-learn, split 80 : 20 by class, the same in every run."""
+def digits(*, root: str | None = None, download: bool = False, image_size: int = 8) -> Source:
+    """1797 handwritten digits of 8 x 8 pixels from scikit-learn, split 80 : 20 by class, the same in every run.
+
+    image_size: enlarged to it, bilinearly, for networks that need more pixels.
+    """
+    if image_size < 8:
+        raise ValueError(f"dataset.source.image_size={image_size}: the digits have 8 pixels; a number >= 8 is needed")
     from sklearn.datasets import load_digits  # imported here: it costs a second that other datasets need not pay
 
     bunch = load_digits()
-    pixels = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8)).unsqueeze(1)
+    pixels = torch.from_numpy(bunch.images * (255 / 16)).unsqueeze(1).round()
+    pixels = adapt(pixels, channels=1, image_size=image_size).round().to(torch.uint8)
     everything = Images(pixels, torch.from_numpy(bunch.target.astype(np.int64)))
     train, test = corrupt.split(everything.labels, num_classes=10, fraction=0.2, seed=0)
     return Source(everything.select(train), everything.select(test), list(DIGITS), name="digits")

@@ -54,4 +54,4 @@ def lower_bound(covariance_DD: Tensor, num_images: int, sigma: float) -> Tensor:
     as they are. 0 for M >= D. `principal_set` attains it where theta_star has no part in those directions.
     """
     kept = max(0, len(covariance_DD) - num_images)
-    return 0.5 * sigma**2 * torch.linalg.eigvalsh(covariance_DD)[:kept].sum()
+    return 0.5 * sigma**2 * torch.linalg.eigvalsh(covariance_DD)[:kept].clamp(min=0).sum()

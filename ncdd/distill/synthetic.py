@@ -20,7 +20,8 @@ from torch.utils.data import Dataset
 
 from ncdd.data.distilled import STEPWISE, channels_first, normalisation_of, read, whitening_of
 from ncdd.data.images import Normalisation
-from ncdd.data.pixels import Whitening, denormalise, normalise
+from ncdd.data.pixels import denormalise, normalise
+from ncdd.data.whitening import Whitening
 from ncdd.runfolder import replacing
 
 _log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             raise ValueError("normalisation: unknown for this set, so that its images have no pixel values; give it")
         images = self.images.detach().cpu()
         if self.whitening is not None:
-            images = self.whitening.inverse(images.to(self.whitening.matrix.dtype))
+            images = self.whitening.inverse(images.double())
         return denormalise(images, self.normalisation)
 
     # ------------------------------------------------------------ files
@@ -138,7 +139,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         if self.normalisation is not None:
             known |= {"mean": list(self.normalisation.mean), "std": list(self.normalisation.std)}
         if self.whitening is not None:
-            known["zca_unit_norm"] = self.whitening.unit_norm
+            known["zca_norm"] = self.whitening.norm
         known["stepwise"] = STEPWISE if self.stepwise else None
         return {name: value for name, value in known.items() if value is not None}
 

@@ -23,7 +23,7 @@ Objective = Callable[[Weights], Tensor]  # weights after the last step -> outer 
 _Step = Callable[..., tuple[Tensor, ...]]  # (batch, weights and optimiser state, graph=) -> those after the step
 
 
-class Diverged(ArithmeticError):  # noqa: N818 - a state of the computation, named as one says it
+class Diverged(FloatingPointError):  # noqa: N818 - a state of the computation, named as one says it
     """An outer loss that is not a finite number."""
 
 

@@ -217,6 +217,24 @@ def myrtle(depth: int = 5, w_std: float = 2**0.5, b_std: float = 0.1, *, memory:
     return _convolutional(first + sum((("avgpool", *block) for block in rest), ()), "gap", w_std, b_std, memory)
 
 
+NAMED: dict[str, Callable[..., Kernel]] = {
+    "fc1": partial(fc, 1),
+    "fc2": partial(fc, 2),
+    "fc3": partial(fc, 3),
+    "conv3": partial(conv, 3),
+    "convnet": convnet,
+    "convnet3": partial(convnet, prepend=False),
+    "myrtle5": partial(myrtle, 5),
+}
+
+
+def named(name: str, *, memory: int = MEMORY) -> Kernel:
+    """The kernel that papers call by that name, with its default weights. ValueError for a name not in NAMED."""
+    if name not in NAMED:
+        raise ValueError(f"kernel={name!r}: choose from {', '.join(NAMED)}")
+    return NAMED[name](memory=memory)
+
+
 def _convolutional(body: tuple[str, ...], head: str, w_std: float, b_std: float, memory: int) -> Kernel:
     if head not in HEADS:
         raise ValueError(f"head is {head!r}: choose from {', '.join(HEADS)}")

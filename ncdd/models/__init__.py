@@ -6,6 +6,7 @@ from ncdd.models.guided import NearestETF
 from ncdd.models.heads import Linear, SimplexETF
 from ncdd.models.lenet import LeNet
 from ncdd.models.mlp import MLP
+from ncdd.models.network import Network
 from ncdd.models.orthogonal import NonNegativeOrthogonal
 from ncdd.models.resnet import ResNet
 from ncdd.models.unconstrained import UnconstrainedFeatures
@@ -19,6 +20,7 @@ __all__ = [
     "LeNet",
     "Linear",
     "NearestETF",
+    "Network",
     "NonNegativeOrthogonal",
     "ResNet",
     "SimplexETF",

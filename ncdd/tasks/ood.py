@@ -40,6 +40,7 @@ def ood(*, subject: Subject, max_samples: int | None, neco_components: int | Non
         channels=data.in_channels,
         image_size=data.image_size,
         normalisation=data.normalisation,
+        whitening=data.whitening,
         batch_size=data.measure_batch_size,
     )
     train, labels = subject.features(subject.loader("train", max_samples))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.datasets
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from ncdd.data import Images, Source, sources
@@ -31,6 +32,16 @@ def test_digits_are_scikit_learns():
     test_share = digits.test.labels.bincount() / counts
     assert ((test_share - 0.2).abs() < 0.005).all()
     assert torch.equal(sources.digits().test.labels, digits.test.labels)
+
+
+def test_digits_are_enlarged_as_pillow_would():
+    large, small = sources.digits(image_size=28), sources.digits()
+    assert large.train.shape == (1, 28, 28)
+    assert torch.equal(large.train.labels, small.train.labels)
+    one = Image.fromarray(small.train.pixels[7, 0].numpy()).resize((28, 28), Image.Resampling.BILINEAR)
+    assert (large.train.pixels[7, 0].int() - torch.from_numpy(np.array(one)).int()).abs().max() <= 1  # its rounding
+    with pytest.raises(ValueError, match=r"image_size=7: the digits have 8 pixels; a number >= 8 is needed"):
+        sources.digits(image_size=7)
 
 
 @pytest.mark.skipif(not (REAL_DATA / "MNIST").is_dir(), reason="needs MNIST in $NCDD_DATA")

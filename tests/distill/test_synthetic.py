@@ -2,7 +2,7 @@
 
 import json
 import logging
-from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,9 +11,10 @@ from safetensors import safe_open
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from ncdd.data import Images, Normalisation, Source
+from ncdd.data import ImageDataModule, Images, Normalisation, Source
 from ncdd.data.distilled import distilled
-from ncdd.data.pixels import Whitening, denormalise, normalise
+from ncdd.data.pixels import denormalise, normalise
+from ncdd.data.whitening import Whitening
 from ncdd.distill.synthetic import SyntheticSet
 
 GRAY = Normalisation((0.4,), (0.25,))
@@ -27,12 +28,12 @@ def made(**changes) -> SyntheticSet:
     return SyntheticSet(**given | changes)
 
 
-def whitening(unit_norm=False) -> Whitening:
+def whitening(norm=None) -> Whitening:
     draw = torch.Generator().manual_seed(2)
     root = torch.randn(25, 25, generator=draw, dtype=torch.float64)
     matrix = root @ root.T / 25 + torch.eye(25)
-    mean = torch.zeros(25).double() if unit_norm else torch.randn(25, generator=draw, dtype=torch.float64)
-    return Whitening(matrix=matrix, mean=mean, unit_norm=unit_norm)
+    mean = torch.randn(25, generator=draw, dtype=torch.float64)
+    return Whitening(matrix=matrix, mean=mean, norm=norm)
 
 
 def real() -> Source:
@@ -77,19 +78,28 @@ def test_dataset_distilled_trains_on_it(tmp_path):
     assert got.real.pixels.dtype == torch.uint8
 
 
-@pytest.mark.parametrize("unit_norm", [False, True])
-def test_a_whitened_set_whitens_the_real_images(tmp_path, unit_norm):
-    zca = whitening(unit_norm)
-    zca = replace(zca, matrix=zca.matrix.float(), mean=zca.mean.float())
+@pytest.mark.parametrize("norm", [None, 4.0])
+def test_a_whitened_set_whitens_the_real_images(tmp_path, norm):
+    zca = whitening(norm)
     made(whitening=zca).save(tmp_path / "set.safetensors")
-    got = distilled(path=str(tmp_path / "set.safetensors"), real=real(), root="data", download=False)
+    data = ImageDataModule(
+        source=partial(distilled, path=str(tmp_path / "set.safetensors"), real=real()),
+        root="data",
+        batch_size=2,
+        measure_batch_size=2,
+        seed=0,
+    )
+    data.setup()
     rows = ((PIXELS.double() / 255 - 0.4) / 0.25).flatten(1).numpy()
-    if unit_norm:
+    if norm:
         rows = rows - rows.mean(1, keepdims=True)
         rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    expected = (rows - zca.mean.double().numpy()) @ zca.matrix.double().numpy()
-    np.testing.assert_allclose(got.real.pixels.flatten(1).numpy(), expected, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(got.test.pixels.flatten(1).numpy(), expected[:3], rtol=1e-4, atol=1e-4)
+    else:
+        rows = rows - zca.mean.numpy()
+    expected = rows @ zca.matrix.numpy()
+    for split, count in (("real", 6), ("test", 3)):
+        np.testing.assert_allclose(data.splits[split].pixels.flatten(1).numpy(), expected[:count], rtol=1e-4, atol=1e-4)
+    assert torch.equal(data.whitening.matrix, zca.matrix)
 
 
 def test_pixels_are_what_was_normalised():
@@ -103,11 +113,11 @@ def test_pixels_are_what_was_normalised():
 
 
 def test_kips_whitening_loses_mean_and_norm_only():
-    zca = whitening(unit_norm=True)
+    zca = whitening(norm=4.0)
     x = torch.randn(3, 1, 5, 5, dtype=torch.float64)
     back = zca.inverse(zca(x)).flatten(1)
     rows = x.flatten(1) - x.flatten(1).mean(1, keepdim=True)
-    torch.testing.assert_close(back, rows / rows.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(back, 4 * rows / rows.norm(dim=1, keepdim=True) + zca.mean)
 
 
 @pytest.mark.parametrize("labels", [LABELS, SOFT])

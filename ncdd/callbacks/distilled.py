@@ -1,0 +1,154 @@
+"""The synthetic set of a distillation: evaluated as it is learned, the best kept in a file, and shown as images."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from matplotlib.figure import Figure
+
+from ncdd.callbacks.wandb import WandbLogger
+from ncdd.distill import SyntheticSet
+from ncdd.distill.evaluate import Protocol, evaluate
+from ncdd.report.images import animate, grid_figure, save_grid
+
+log = logging.getLogger(__name__)
+FILE = "distilled.safetensors"
+
+
+class DistilledSet(pl.Callback):
+    """Train fresh networks on the set, before the first step and after each epoch, and keep the set that does best.
+
+    Judged on the validation split; where there is none the last set is kept. The best is tested at the end.
+
+    monitor: what is best, a name of the validation numbers: "accuracy", or one of the method's own `measure`.
+    networks, protocol: fresh networks at each evaluation, and how they are trained; 0 for none.
+    final_networks, final: at the end, name of the metric -> protocol: `test/NAME` and `test/NAME_std`.
+
+    In the run's folder: distilled.safetensors, figures/distilled/step_*.png and figures/distilled.webp.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        monitor: str,
+        networks: int,
+        protocol: Protocol,
+        final_networks: int,
+        final: Mapping[str, Protocol],
+    ) -> None:
+        self.seed, self.monitor = seed, monitor
+        self.networks, self.protocol = networks, protocol
+        self.final_networks, self.final = final_networks, final
+        self.best: float | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best = state_dict["best"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._look(trainer, pl_module, epochs=0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        values = self._look(trainer, pl_module, epochs=trainer.current_epoch + 1)
+        pl_module.log_dict(values, logger=False, prog_bar=True)
+
+    def _look(self, trainer: pl.Trainer, method: Any, *, epochs: int) -> dict[str, float]:
+        """Evaluate the set as it is, keep it where it is the best so far, and draw it."""
+        folder, step = Path(trainer.default_root_dir), trainer.global_step
+        synthetic = self._described(method, folder)
+        values = self._validate(trainer, method, synthetic)
+        score = values.get(f"val/{self.monitor}")
+        if values and score is None:
+            known = ", ".join(name.removeprefix("val/") for name in values)
+            raise ValueError(f"callbacks.distilled.monitor={self.monitor}: not measured; choose from {known}")
+        if self.best is None or score is None or score > self.best:
+            self.best = score
+            replace(synthetic, accuracy=score).save(folder / FILE)
+        picture = folder / "figures" / "distilled" / f"step_{step:07}.png"
+        save_grid(picture, _grid(synthetic, _title(step, values, self.monitor)))
+        for logger in trainer.loggers:
+            if values:
+                logger.log_metrics({**values, "epoch": epochs - 1}, step=step)
+            if isinstance(logger, WandbLogger):
+                logger.log_figures([picture], epoch=epochs, name="distilled")
+        log.info("%s", _title(step, values, self.monitor))
+        return values
+
+    def _validate(self, trainer: pl.Trainer, method: Any, synthetic: SyntheticSet) -> dict[str, float]:
+        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        if not loader:
+            return {}
+        values = method.measure(synthetic, loader)
+        if self.networks:
+            found = evaluate(
+                synthetic,
+                method.held_out(),
+                loader,
+                networks=self.networks,
+                seed=self.seed,
+                protocol=self.protocol,
+                device=method.device,
+            )
+            values = {"accuracy": found.mean, "accuracy_std": found.std, **values}
+        return {f"val/{name}": value for name, value in values.items()}
+
+    def finish(self, trainer: pl.Trainer, method: Any) -> None:
+        """Test the best set, and put the pictures together."""
+        folder = Path(trainer.default_root_dir)
+        synthetic = SyntheticSet.load(folder / FILE)
+        loader = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
+        values = {f"test/{name}": value for name, value in method.measure(synthetic, loader).items()}
+        for name, protocol in self.final.items() if self.final_networks else ():
+            found = evaluate(
+                synthetic,
+                method.held_out(),
+                loader,
+                networks=self.final_networks,
+                seed=self.seed + 1,  # other networks than those that chose the set
+                protocol=protocol,
+                device=method.device,
+            )
+            log.info("%s on test: %s", name, found)
+            values |= {f"test/{name}": found.mean, f"test/{name}_std": found.std}
+        for logger in trainer.loggers:
+            logger.log_metrics({**values, "epoch": trainer.current_epoch - 1}, step=trainer.global_step)
+            logger.save()
+        animate(sorted((folder / "figures" / "distilled").glob("step_*.png")), folder / "figures" / "distilled.webp")
+
+    def _described(self, method: Any, folder: Path) -> SyntheticSet:
+        """The method's set, with how it was made."""
+        config = folder / "config.yaml"
+        made_by = yaml.safe_load(config.read_text()) if config.is_file() else {}
+        return replace(method.synthetic_set(), config=made_by, commit=_commit())
+
+
+def _grid(synthetic: SyntheticSet, title: str) -> Figure:
+    names = synthetic.class_names or [str(k) for k in range(synthetic.num_classes)]
+    return grid_figure(synthetic.pixels().numpy(), synthetic.classes.cpu().numpy(), names, title=title)
+
+
+def _title(step: int, values: Mapping[str, float], monitor: str) -> str:
+    score = values.get(f"val/{monitor}")
+    return f"iteration {step}" + ("" if score is None else f", validation {monitor} {score:.2%}")
+
+
+def _commit() -> str | None:
+    """Of this checkout; None where the code is in none."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

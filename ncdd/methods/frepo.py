@@ -1,0 +1,156 @@
+"""`method=frepo`: images whose features, under networks of many ages, regress real labels (FRePo, Zhou et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ncdd.data.draws import Sampling
+from ncdd.distill import SyntheticSet
+from ncdd.distill.evaluate import accuracy
+from ncdd.distill.frepo import (
+    first_labels,
+    half_squared_error,
+    meta_loss,
+    mirrored,
+    ridge_weights,
+    targets,
+)
+from ncdd.distill.pool import NetworkPool
+from ncdd.methods.distill import Batch, Distillation, NewNetwork
+from ncdd.methods.optim import Optimizer, Scheduler
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class FRePo(Distillation):
+    """Ridge regression on a pooled network's features, from the set to real images; then the network learns the set.
+
+    One step (arXiv 2206.00719, algorithm 1): a network is drawn from the pool, the set takes the gradient of
+    `ncdd.distill.frepo.meta_loss`, and the network one step of half the squared error on the set as it then is.
+
+    pool: factory of the `NetworkPool`, given new_network.  batch_size: real images of a step.  reg: of the ridge.
+    mirror: regress from mirror images too; not for digits, nor where twice the images exceed the features.
+    online_images: of the set, the most that a network is trained on in one step, drawn at random where it has more.
+    chunk: real images at one time, whose features stay in the cache.  precision: of the real images' features.
+    compile: features and online training by `torch.compile`, which pays after some hundred steps.
+    krr_networks: of the pool, whose ridge regression `measure` tests.
+    Other arguments: `Distillation`.
+    """
+
+    def __init__(
+        self,
+        *,
+        new_network: NewNetwork,
+        optimizer: Optimizer,
+        scheduler: Scheduler,
+        images_per_class: int,
+        init: str,
+        learn_labels: bool,
+        pool: Callable[..., NetworkPool],
+        batch_size: int,
+        reg: float,
+        mirror: bool,
+        online_images: int,
+        krr_networks: int,
+        chunk: int,
+        precision: Precision,
+        compile: bool,
+    ) -> None:
+        super().__init__(
+            new_network=new_network,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            images_per_class=images_per_class,
+            init=init,
+            learn_labels=learn_labels,
+            sampling=Sampling(batch_size=batch_size),
+        )
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"method.precision={precision!r}: choose from float32, bfloat16")
+        if not reg > 0:
+            raise ValueError(f"method.reg={reg}: a number > 0 is needed")
+        self.reg, self.mirror, self.online_images, self.chunk = reg, mirror, online_images, chunk
+        self.pool = pool(new_network=lambda: new_network().to(memory_format=torch.channels_last))
+        if not 1 <= krr_networks <= len(self.pool):
+            raise ValueError(f"method.krr_networks={krr_networks}: a number from 1 to pool.size={len(self.pool)}")
+        self.krr_networks = krr_networks
+        self.cast = torch.bfloat16 if precision == "bfloat16" else None
+        self.features = torch.compile(_features) if compile else _features
+        self.online_loss = torch.compile(_online_loss) if compile else _online_loss
+
+    def first_labels(self, classes: Tensor) -> Tensor:
+        return first_labels(classes, self.num_classes) if self.learn_labels else classes
+
+    @property
+    def regressed(self) -> Tensor:
+        """(N, K) float: the labels as regression takes them."""
+        return self.labels if self.labels.ndim == 2 else first_labels(self.labels, self.num_classes)
+
+    def outer_step(self, batch: Batch) -> Tensor:
+        real, classes = batch
+        self.drawn = self.pool.draw()
+        network = self.pool.networks[self.drawn]
+        of_real = self.real_features(network, real)
+        images, labels = mirrored(self.images, self.regressed) if self.mirror else (self.images, self.regressed)
+        of_set = self.features(network, images)
+        value = meta_loss(of_set, labels, of_real, targets(classes, self.num_classes), reg=self.reg)
+        loss = value.kernel + value.label if self.learn_labels else value.kernel
+        loss.backward()
+        return loss.detach()
+
+    def after_update(self, batch: Batch) -> None:
+        images, labels = self.images.detach(), self.regressed.detach()
+        if len(images) > self.online_images:
+            rows = torch.randperm(len(images))[: self.online_images].to(images.device)
+            images, labels = images[rows], labels[rows]
+        self.pool.advance(self.drawn, partial(self.online_loss, images=images, labels=labels))
+
+    @torch.no_grad()
+    def real_features(self, network: nn.Module, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, D) without a graph, chunk by chunk."""
+        with torch.autocast(images.device.type, self.cast, enabled=self.cast is not None):
+            return torch.cat([self.features(network, part) for part in images.split(self.chunk)])
+
+    def held_out(self) -> NewNetwork:
+        """As the paper tests: without batch normalisation."""
+        return lambda: without_batch_norm(self.new_network())
+
+    def measure(self, synthetic: SyntheticSet, loader: Iterable[Batch]) -> dict[str, float]:
+        """Ridge regression's accuracy on features of some networks of the pool, a mean over them."""
+        labels = synthetic.labels if synthetic.labels.ndim == 2 else first_labels(synthetic.labels, self.num_classes)
+        found = [self._krr_accuracy(network, synthetic.images, labels, loader) for network in self._spread_out()]
+        return {"krr_accuracy": sum(found) / len(found)}
+
+    def _spread_out(self) -> list[nn.Module]:
+        return [self.pool.networks[i * len(self.pool) // self.krr_networks] for i in range(self.krr_networks)]
+
+    @torch.no_grad()
+    def _krr_accuracy(self, network: nn.Module, images: Tensor, labels: Tensor, loader: Iterable[Batch]) -> float:
+        images, labels = images.to(self.device), labels.to(self.device)
+        if self.mirror:
+            images, labels = mirrored(images, labels)
+        weights = ridge_weights(_features(network, images), labels, self.reg)
+        return accuracy(lambda x: self.real_features(network, x).float() @ weights, loader, self.device)
+
+
+def _features(network: nn.Module, images: Tensor) -> Tensor:
+    return network.forward_features(images.contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
+
+
+def _online_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return half_squared_error(network(images.contiguous(memory_format=torch.channels_last)), labels)
+
+
+def without_batch_norm(module: nn.Module) -> nn.Module:
+    """The same module, its BatchNorms replaced by identities."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(module, name, nn.Identity())
+        else:
+            without_batch_norm(child)
+    return module
