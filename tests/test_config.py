@@ -1,5 +1,6 @@
-"""Every YAML composes, passes check() and its targets build; every kind of mistake is named."""
+"""Every YAML composes, passes check() and its targets build and run; every kind of mistake is named."""
 
+import inspect
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from pytorch_lightning.loggers import Logger
 
 import run
 from ncdd import config
+from ncdd.data import ImageDataModule, Images, Source
+from ncdd.methods.distill import Distillation
+from ncdd.models import Network
 
 CONF = Path(__file__).parents[1] / "conf"
 CHOICES = sorted(p.relative_to(CONF).with_suffix("") for p in CONF.glob("*/*.yaml"))
@@ -41,28 +45,33 @@ def test_every_choice_composes_and_passes_check(choice):
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_every_choice_builds(choice, tmp_path, monkeypatch):
-    """Every node of the composed configuration, with the arguments that run.py wires in, and a forward pass."""
+    """Every node of the composed configuration, with the arguments that run.py wires in, and a forward pass or step."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path))
     group, name = choice.parts
     cfg = OmegaConf.create(
         plain(f"{group}={name}", *NEEDS.get(str(choice), []), f"+trainer.default_root_dir={tmp_path}")
     )
+    if group == "method" and "width" in cfg.model:
+        cfg.model.width = 8  # a step of a second, not of a minute
     build = partial(instantiate, _convert_="all")
-    channels, size = (1, 1) if "Unconstrained" in cfg.model._target_ else (3, 32)
-    model = build(cfg.model, in_channels=channels, image_size=size)
-    head = build(cfg.head, num_features=model.num_features, num_classes=10)
+    shape = (1, 1) if "Unconstrained" in cfg.model._target_ else (3, 32)
+
+    def new_network() -> Network:
+        model = build(cfg.model, in_channels=shape[0], image_size=shape[1])
+        return Network(model, build(cfg.head, num_features=model.num_features, num_classes=10))
+
+    network = new_network()
+    x = torch.randn(2, shape[0], shape[1], shape[1])
+    assert network.eval()(x).shape == (2, 10)
     parts = {part: build(cfg[part]) for part in ("loss", "optimizer", "scheduler")}
-    method = build(cfg.method, model=model, head=head, **parts).eval()
-    configured = method.configure_optimizers()
-    assert isinstance(configured["optimizer"], torch.optim.Optimizer)
-    assert isinstance(configured["lr_scheduler"]["scheduler"], torch.optim.lr_scheduler.LRScheduler)
-    with torch.no_grad():
-        x, y = torch.randn(2, channels, size, size), torch.tensor([1, 7])
-        features = method.features(x)
-        logits = method(x)
-        assert logits.shape == (2, 10)
-        assert method.objective(logits, features, y).isfinite()
+    parts |= {"model": network.model, "head": network.head, "new_network": new_network}
+    asked = inspect.signature(config.locate(cfg.method._target_)).parameters
+    method = build(cfg.method, **{part: value for part, value in parts.items() if part in asked})
+    if not isinstance(method, Distillation):
+        classify(method, x)
+    elif group == "method":
+        distil(method, build(cfg.trainer, callbacks=[], logger=False, max_steps=1, enable_checkpointing=False))
     if choice != Path("dataset/distilled"):  # reads its file when it is built; tests/data does that
         assert isinstance(build(cfg.dataset, seed=0), pl.LightningDataModule)
     callbacks = [build(node) for node in cfg.callbacks.values()]
@@ -79,6 +88,30 @@ def test_every_choice_builds(choice, tmp_path, monkeypatch):
             "settings": {"seed": 0},
         }
         assert isinstance(build(cfg.logger, **about), Logger)
+
+
+def classify(method: pl.LightningModule, x: torch.Tensor) -> None:
+    """A forward pass and a loss."""
+    configured = method.configure_optimizers()
+    assert isinstance(configured["optimizer"], torch.optim.Optimizer)
+    assert isinstance(configured["lr_scheduler"]["scheduler"], torch.optim.lr_scheduler.LRScheduler)
+    with torch.no_grad():
+        features, logits = method.eval().features(x), method(x)
+        assert logits.shape == (2, 10)
+        assert method.objective(logits, features, torch.tensor([1, 7])).isfinite()
+
+
+def distil(method: Distillation, trainer: pl.Trainer) -> None:
+    """One update of the set, on three random images of each class."""
+    images = Images(torch.randint(256, (30, 3, 32, 32), dtype=torch.uint8), torch.arange(30) % 10)
+    source = Source(images, images, [str(k) for k in range(10)], name="noise")
+    data = ImageDataModule(source=source, batch_size=8, measure_batch_size=8, seed=0)
+    data.draws = (method.sampling, 1)
+    trainer.fit(method, datamodule=data)
+    synthetic = method.synthetic_set()
+    assert trainer.global_step == 1
+    assert synthetic.classes.unique().tolist() == list(range(10))
+    assert synthetic.images.isfinite().all()
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)

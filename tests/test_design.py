@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "callbacks": {"collapse", "data", "distill", "models", "runfolder", "report"},
 }
 LIBRARIES = {  # who may import these, besides run.py
-    "pytorch_lightning": ("methods/", "callbacks/", "data/module.py", "tasks/subject.py"),
+    "pytorch_lightning": ("methods/", "callbacks/", "data/module.py", "tasks/subject.py", "tasks/bench.py"),
     "hydra": ("config.py", "sweep.py"),
     "omegaconf": ("config.py", "sweep.py"),
     "wandb": ("callbacks/wandb.py", "report/dashboard.py"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ncdd.callbacks.wandb import WandbLogger
 from ncdd.distill import SyntheticSet
-from ncdd.distill.evaluate import Protocol, evaluate
+from ncdd.distill.evaluate import Protocol, best_protocol, evaluate
 from ncdd.report.images import animate, grid_figure, save_grid
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,9 @@ class DistilledSet(pl.Callback):
 
     monitor: what is best, a name of the validation numbers: "accuracy", or one of the method's own `measure`.
     networks, protocol: fresh networks at each evaluation, and how they are trained; 0 for none.
-    final_networks, final: at the end, name of the metric -> protocol: `test/NAME` and `test/NAME_std`.
+    final_networks, final: at the end, name of the metric -> protocol: `test/NAME` and `test/NAME_std`. None is
+        left out.
+    tune: field of a protocol -> values, of which each of `final` takes those that do best on the validation split.
 
     In the run's folder: distilled.safetensors, figures/distilled/step_*.png and figures/distilled.webp.
     """
@@ -42,11 +44,12 @@ class DistilledSet(pl.Callback):
         networks: int,
         protocol: Protocol,
         final_networks: int,
-        final: Mapping[str, Protocol],
+        final: Mapping[str, Protocol | None],
+        tune: Mapping[str, Sequence[float]],
     ) -> None:
         self.seed, self.monitor = seed, monitor
         self.networks, self.protocol = networks, protocol
-        self.final_networks, self.final = final_networks, final
+        self.final_networks, self.final, self.tune = final_networks, final, tune
         self.best: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,6 +113,10 @@ class DistilledSet(pl.Callback):
         loader = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
         values = {f"test/{name}": value for name, value in method.measure(synthetic, loader).items()}
         for name, protocol in self.final.items() if self.final_networks else ():
+            if protocol is None:
+                continue
+            if self.tune:
+                protocol = self._tuned(trainer, method, synthetic, protocol)
             found = evaluate(
                 synthetic,
                 method.held_out(),
@@ -126,6 +133,14 @@ class DistilledSet(pl.Callback):
             logger.save()
         animate(sorted((folder / "figures" / "distilled").glob("step_*.png")), folder / "figures" / "distilled.webp")
 
+    def _tuned(self, trainer: pl.Trainer, method: Any, synthetic: SyntheticSet, protocol: Protocol) -> Protocol:
+        """The protocol with the best of the values that are tried."""
+        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        if not loader:
+            raise ValueError("callbacks.distilled.tune: needs a validation split, dataset.val_fraction above 0, or {}")
+        options = {"networks": max(1, self.networks), "seed": self.seed, "device": method.device}
+        return best_protocol(synthetic, method.held_out(), loader, protocol, self.tune, **options)
+
     def _described(self, method: Any, folder: Path) -> SyntheticSet:
         """The method's set, with how it was made."""
         config = folder / "config.yaml"
@@ -135,7 +150,19 @@ class DistilledSet(pl.Callback):
 
 def _grid(synthetic: SyntheticSet, title: str) -> Figure:
     names = synthetic.class_names or [str(k) for k in range(synthetic.num_classes)]
-    return grid_figure(synthetic.pixels().numpy(), synthetic.classes.cpu().numpy(), names, title=title)
+    pixels, classes = synthetic.pixels().numpy(), synthetic.classes.cpu().numpy()
+    return grid_figure(pixels, classes, names, title=title, columns=_columns(synthetic))
+
+
+def _columns(synthetic: SyntheticSet) -> list[str]:
+    """Of a step-wise set, the step that the images of a column belong to, and its sizes, one an epoch."""
+    if synthetic.order is None or synthetic.step_sizes is None:
+        return []
+    of_first = (synthetic.classes == 0).nonzero().flatten()
+    used = [(synthetic.order == index).any(1) for index in of_first]
+    steps = [int(steps.nonzero()[0]) + 1 for steps in used]
+    sizes = [[f"{size:.2g}" for size in synthetic.step_sizes[steps].tolist()] for steps in used]
+    return ["\n".join([f"step {step}", *column]) for step, column in zip(steps, sizes, strict=True)]
 
 
 def _title(step: int, values: Mapping[str, float], monitor: str) -> str:

@@ -5,22 +5,24 @@ A plain loop, no Trainer. Network i of a seed has the same first weights for eve
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, replace_all_batch_norm_modules_, vmap
 from torch.nn import functional as F
 
 from ncdd.data.distilled import STEPWISE
 from ncdd.data.seeding import fold_in
 from ncdd.distill import unrolled
 from ncdd.distill.augment import DiffAugment
+from ncdd.distill.compute import Cost, measured
 from ncdd.distill.coresets import CORESETS, coreset
 from ncdd.distill.synthetic import SyntheticSet
 from ncdd.distill.unrolled import Weights
@@ -28,6 +30,7 @@ from ncdd.distill.unrolled import Weights
 _log = logging.getLogger(__name__)
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images (B, C, H, W), labels (B,)), iterated anew for every test
 NewNetwork = Callable[[], nn.Module]  # images -> logits, with fresh weights from torch's global generator
+Numbers = Mapping[str, float]
 INIT, TRAIN, BASELINE = range(100, 103)  # streams of random numbers, apart from those of `ncdd.data.seeding`
 DSA = "color_crop_cutout_flip_scale_rotate"
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -106,11 +109,15 @@ _FREPO_STEPS = ((10, 1000), (100, 2000), (500, 5000), (1000, 10_000), (math.inf,
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Accuracies in fractions, one a network; `steps` of training each, `seconds` for all of it."""
+    """Accuracies in fractions, one a network; `steps` of training each, and what training and testing them all cost.
+
+    further: what else was measured of each network, by name.
+    """
 
     accuracies: tuple[float, ...]
     steps: int
-    seconds: float
+    cost: Cost
+    further: tuple[Numbers, ...] = ()
 
     @property
     def mean(self) -> float:
@@ -141,6 +148,7 @@ def evaluate(
     own_steps: bool = True,
     stacked: bool | None = None,
     device: torch.device | str = "cpu",
+    further: Callable[[nn.Module], Numbers] | None = None,
 ) -> Evaluation:
     """Train `networks` fresh networks on the set, each with seeds of its own, and test each.
 
@@ -149,28 +157,50 @@ def evaluate(
     stacked: train all networks at once by `torch.vmap`, none of which may have BatchNorm, whose running statistics
              cannot be stacked; None: on a GPU, where small networks leave most of it idle, if it can be done. On a CPU
              the grouped convolutions that it leads to are slower than one network after the other.
+    further: what else to measure of each trained network, in eval mode on `device`; not part of the cost.
     Raises ValueError where set and test images differ in shape, and for labels that are no probabilities.
     """
-    start = time.perf_counter()
     if networks < 1:
         raise ValueError(f"networks={networks}: a number >= 1 is needed")
     _same_shape(synthetic, test)
-    synthetic = synthetic.to(device)
-    nets = [_fresh(new_network, seed, index).to(device) for index in range(networks)]
-    if synthetic.stepwise and own_steps:
-        accuracies = [_own_steps(synthetic, network, test, device) for network in nets]
-        assert synthetic.order is not None
-        return Evaluation(tuple(accuracies), len(synthetic.order), time.perf_counter() - start)
-    if synthetic.stepwise:
+    by_steps = synthetic.stepwise and own_steps
+    if synthetic.stepwise and not own_steps:
         _log.warning("the set is a step-wise one: it %s", STEPWISE)
-    targets = _targets(synthetic, protocol)
-    if stacked is None:
-        stacked = networks > 1 and torch.device(device).type == "cuda" and not _has_batch_norm(nets[0])
-    if stacked and _has_batch_norm(nets[0]):
-        raise ValueError("stacked=True: networks with BatchNorm cannot be trained together; use stacked=False")
-    train = _train_stacked if stacked else _train_each
-    accuracies = train(synthetic.images, targets, nets, test, protocol, seed, torch.device(device))
-    return Evaluation(tuple(accuracies), protocol.num_steps(len(synthetic)), time.perf_counter() - start)
+    with measured(device) as cost:
+        synthetic = synthetic.to(device)
+        nets = [_fresh(new_network, seed, index).to(device) for index in range(networks)]
+        if by_steps:
+            nets = [after_own_steps(synthetic, network) for network in nets]
+        else:
+            _train(synthetic, nets, protocol, seed=seed, stacked=stacked)
+        accuracies = tuple(accuracy(network, test, device) for network in nets)
+    steps = len(synthetic.order) if by_steps and synthetic.order is not None else protocol.num_steps(len(synthetic))
+    return Evaluation(accuracies, steps, cost, tuple(further(network) for network in nets) if further else ())
+
+
+def best_protocol(
+    synthetic: SyntheticSet,
+    new_network: NewNetwork,
+    validation: Batches,
+    protocol: Protocol,
+    values: Mapping[str, Sequence[float]],
+    *,
+    seed: int,
+    networks: int = 1,
+    device: torch.device | str = "cpu",
+) -> Protocol:
+    """Of the protocol with all combinations of `values`, by field, what does best on a split of the training data.
+
+    validation: a split that neither the set nor a test knows.  Of equals the first is taken.
+    """
+    tried: list[tuple[float, Protocol]] = []
+    for combination in product(*values.values()):
+        chosen = dict(zip(values, combination, strict=True))
+        one = replace(protocol, **chosen)
+        found = evaluate(synthetic, new_network, validation, seed=seed, networks=networks, protocol=one, device=device)
+        _log.info("%s on validation: %s", ", ".join(f"{name} {value:g}" for name, value in chosen.items()), found)
+        tried.append((found.mean, one))
+    return max(tried, key=lambda pair: pair[0])[1]
 
 
 def cross_architecture(
@@ -220,7 +250,11 @@ def baselines(
 def merged(evaluations: Sequence[Evaluation]) -> Evaluation:
     """One result of all networks, for several draws of one method; they have trained for as many steps."""
     accuracies = tuple(accuracy for evaluation in evaluations for accuracy in evaluation.accuracies)
-    return Evaluation(accuracies, evaluations[0].steps, sum(evaluation.seconds for evaluation in evaluations))
+    costs = [evaluation.cost for evaluation in evaluations]
+    memory = max((cost.memory for cost in costs if cost.memory is not None), default=None)
+    cost = Cost(costs[0].hardware, sum(cost.seconds for cost in costs), memory)
+    further = tuple(numbers for evaluation in evaluations for numbers in evaluation.further)
+    return Evaluation(accuracies, evaluations[0].steps, cost, further)
 
 
 def _same_shape(synthetic: SyntheticSet, test: Batches) -> None:
@@ -282,53 +316,49 @@ class _Stream:
         return images, targets
 
 
-def _train_each(
-    images: Tensor,
-    targets: Tensor,
-    nets: list[nn.Module],
-    test: Batches,
-    protocol: Protocol,
-    seed: int,
-    device: torch.device,
-) -> list[float]:
-    loss, total, accuracies = _LOSSES[protocol.loss], protocol.num_steps(len(images)), []
-    for index, network in enumerate(nets):
-        network.train()
-        stream = _Stream(images, targets, protocol, seed, index)
-        optimizer = _optimizer([p for p in network.parameters() if p.requires_grad], protocol)
-        for step in range(total):
-            optimizer.param_groups[0]["lr"] = protocol.lr * protocol.scale(step, total)
-            x, y = next(stream)
-            optimizer.zero_grad()
-            loss(network(x), y).backward()
-            optimizer.step()
-        accuracies.append(accuracy(network.eval(), test, device))
-    return accuracies
+def _train(
+    synthetic: SyntheticSet, nets: list[nn.Module], protocol: Protocol, *, seed: int, stacked: bool | None
+) -> None:
+    """Train the networks by `protocol`, and leave them in eval mode."""
+    batch_norm = _has_batch_norm(nets[0])
+    if stacked and batch_norm:
+        raise ValueError("stacked=True: networks with BatchNorm cannot be trained together; use stacked=False")
+    if stacked is None:
+        stacked = len(nets) > 1 and synthetic.images.is_cuda and not batch_norm
+    targets = _targets(synthetic, protocol)
+    streams = [_Stream(synthetic.images, targets, protocol, seed, index) for index in range(len(nets))]
+    total = protocol.num_steps(len(synthetic))
+    if stacked:
+        _train_stacked(nets, streams, protocol, total)
+    else:
+        for network, stream in zip(nets, streams, strict=True):
+            _train_one(network, stream, protocol, total)
+    for network in nets:
+        network.eval()
 
 
-def _train_stacked(
-    images: Tensor,
-    targets: Tensor,
-    nets: list[nn.Module],
-    test: Batches,
-    protocol: Protocol,
-    seed: int,
-    device: torch.device,
-) -> list[float]:
+def _train_one(network: nn.Module, stream: _Stream, protocol: Protocol, total: int) -> None:
+    loss = _LOSSES[protocol.loss]
+    network.train()
+    optimizer = _optimizer([p for p in network.parameters() if p.requires_grad], protocol)
+    for step in range(total):
+        optimizer.param_groups[0]["lr"] = protocol.lr * protocol.scale(step, total)
+        x, y = next(stream)
+        optimizer.zero_grad()
+        loss(network(x), y).backward()
+        optimizer.step()
+
+
+def _train_stacked(nets: list[nn.Module], streams: list[_Stream], protocol: Protocol, total: int) -> None:
     """The optimisers act on each number by itself, so that one on stacked weights is n optimisers."""
-    loss, total = _LOSSES[protocol.loss], protocol.num_steps(len(images))
-    network = nets[0].train()
+    loss, network = _LOSSES[protocol.loss], nets[0].train()
     weights = {k: w.requires_grad_() for k, w in unrolled.stack([unrolled.weights_of(net) for net in nets]).items()}
     fixed = [{k: t for k, t in net.state_dict().items() if k not in weights} for net in nets]
     constants = unrolled.stack(fixed) if fixed[0] else {}
 
-    def logits(weights: Weights, constants: Weights, x: Tensor) -> Tensor:
-        return functional_call(network, {**weights, **constants}, (x,))
-
     def losses(weights: Weights, constants: Weights, x: Tensor, y: Tensor) -> Tensor:
-        return loss(logits(weights, constants, x), y)
+        return loss(functional_call(network, {**weights, **constants}, (x,)), y)
 
-    streams = [_Stream(images, targets, protocol, seed, index) for index in range(len(nets))]
     optimizer = _optimizer(list(weights.values()), protocol)
     for step in range(total):
         optimizer.param_groups[0]["lr"] = protocol.lr * protocol.scale(step, total)
@@ -336,23 +366,19 @@ def _train_stacked(
         optimizer.zero_grad()
         vmap(losses, randomness="different")(weights, constants, x, y).sum().backward()
         optimizer.step()
-    network.eval()
-    right, count = torch.zeros(len(nets)), 0
-    with torch.no_grad():
-        for x, y in test:
-            found = vmap(logits, (0, 0, None))(weights, constants, x.to(device)).argmax(2)
-            right += (found == y.to(device)).sum(1).cpu()
-            count += len(y)
-    return (right / count).tolist()
+    for index, net in enumerate(nets):
+        net.load_state_dict({name: w.detach()[index] for name, w in weights.items()}, strict=False)
 
 
-def _own_steps(synthetic: SyntheticSet, network: nn.Module, test: Batches, device: torch.device | str) -> float:
-    """Plain gradient descent through the set's own steps; BatchNorm goes by its batch, as in `unrolled`."""
+def after_own_steps(synthetic: SyntheticSet, network: nn.Module) -> nn.Module:
+    """`network` as it is after the steps of a step-wise set, a copy in eval mode; BatchNorm goes by its batch."""
     assert synthetic.order is not None and synthetic.step_sizes is not None
-    apply = unrolled.functional(network)
+    inner, start = unrolled.inner_loss(unrolled.functional(network)), unrolled.weights_of(network)
     steps = unrolled.Steps(synthetic.images, synthetic.labels, synthetic.order, synthetic.step_sizes)
-    weights = unrolled.train(unrolled.inner_loss(apply), unrolled.weights_of(network), steps, differentiable=False)
-    return accuracy(lambda x: apply(weights, x), test, device)
+    weights = unrolled.train(inner, start, steps, optimiser=synthetic.inner, differentiable=False)
+    trained = replace_all_batch_norm_modules_(copy.deepcopy(network))
+    trained.load_state_dict(weights, strict=False)
+    return trained.eval()
 
 
 @torch.no_grad()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ncdd.data.distilled import STEPWISE, channels_first, normalisation_of, read
 from ncdd.data.images import Normalisation
 from ncdd.data.pixels import denormalise, normalise
 from ncdd.data.whitening import Whitening
+from ncdd.distill.unrolled import Adam, GradientDescent
 from ncdd.runfolder import replacing
 
 _log = logging.getLogger(__name__)
@@ -36,8 +38,9 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
     dataset:       the name of the real one in conf/dataset, None where it is not known.
     class_names:   K names; empty where they are not known.
     normalisation, whitening: from pixels in [0, 1] to these images; None for unknown and for none.
-    step_sizes:    (T,) of a step-wise set (Wang et al. 2018), which is trained by T steps of plain gradient descent;
+    step_sizes:    (T,) of a step-wise set (Wang et al. 2018), whose networks are trained by T steps;
     order:         int64 (T, B), the images of each step. Both or none; `ncdd.distill.unrolled.Steps` takes them.
+    inner:         what these steps are steps of, for a step-wise set.
     method, config, commit, accuracy: how it was made, and how well fresh networks did when it was saved.
     """
 
@@ -49,6 +52,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
     whitening: Whitening | None = None
     step_sizes: Tensor | None = None
     order: Tensor | None = None
+    inner: GradientDescent | Adam = GradientDescent()
     method: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     commit: str | None = None
@@ -128,7 +132,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             named |= {"zca_matrix": self.whitening.matrix, "zca_mean": self.whitening.mean}
         tensors = {name: t.detach().cpu().contiguous() for name, t in named.items() if t is not None}
         if self.stepwise:
-            _log.warning("%s is a step-wise set: it %s", path, STEPWISE)
+            _say_stepwise(Path(path))
         with replacing(Path(path)) as temporary:
             save_file(tensors, temporary, {"ncdd": json.dumps(self._metadata())})
 
@@ -141,6 +145,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         if self.whitening is not None:
             known["zca_norm"] = self.whitening.norm
         known["stepwise"] = STEPWISE if self.stepwise else None
+        known["inner"] = {"name": type(self.inner).__name__, **asdict(self.inner)} if self.stepwise else None
         return {name: value for name, value in known.items() if value is not None}
 
     @classmethod
@@ -174,6 +179,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             whitening=whitening_of(tensors, metadata) or whitening,
             step_sizes=tensors.get("step_sizes"),
             order=tensors.get("order"),
+            inner=_inner(path, metadata.get("inner")),
             method=metadata.get("method"),
             config=metadata.get("config", {}),
             commit=metadata.get("commit"),
@@ -198,6 +204,21 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             channels_last = pixels.permute(1, 2, 0).numpy()
             with replacing(file) as temporary:
                 Image.fromarray(channels_last.squeeze(2) if len(pixels) == 1 else channels_last).save(temporary, "PNG")
+
+
+@cache
+def _say_stepwise(path: Path) -> None:
+    """Once a file, which may be saved again and again."""
+    _log.warning("%s is a step-wise set: it %s", path, STEPWISE)
+
+
+def _inner(path: str | Path, saved: dict[str, Any] | None) -> GradientDescent | Adam:
+    settings = dict(saved or {"name": "GradientDescent"})
+    known = {kind.__name__: kind for kind in (GradientDescent, Adam)}
+    kind = known.get(settings.pop("name", ""))
+    if kind is None:
+        raise ValueError(f"{path} was made for steps of an unknown optimiser, {saved}: {' and '.join(known)} are known")
+    return kind(**settings)
 
 
 def _file_name(name: str) -> str:

@@ -80,6 +80,15 @@ def repeated_order(num_images: int, steps: int, epochs: int) -> Tensor:
     return torch.arange(num_images).view(steps, -1).repeat(epochs, 1)
 
 
+def balanced_order(num_classes: int, per_class: int, *, steps: int, epochs: int) -> Tensor:
+    """(T, B) int64 for images that are ordered by class: `per_class` of each in every step, B = num_classes * per_class.
+
+    Of each class the first step takes the first ones, the next step the next; T = steps * epochs.
+    """
+    images = torch.arange(num_classes * steps * per_class).view(num_classes, steps, per_class)
+    return images.transpose(0, 1).reshape(steps, -1).repeat(epochs, 1)
+
+
 def shuffled_order(order: Tensor, generator: torch.Generator) -> Tensor:
     """The same steps in a random order."""
     return order[torch.randperm(len(order), generator=generator)]

@@ -23,6 +23,7 @@ from ncdd.distill.frepo import (
 from ncdd.distill.pool import NetworkPool
 from ncdd.methods.distill import Batch, Distillation, NewNetwork
 from ncdd.methods.optim import Optimizer, Scheduler
+from ncdd.models import Network
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -118,7 +119,13 @@ class FRePo(Distillation):
 
     def held_out(self) -> NewNetwork:
         """As the paper tests: without batch normalisation."""
-        return lambda: without_batch_norm(self.new_network())
+
+        def new_network() -> Network:
+            network = self.new_network()
+            drop_batch_norm(network)
+            return network
+
+        return new_network
 
     def measure(self, synthetic: SyntheticSet, loader: Iterable[Batch]) -> dict[str, float]:
         """Ridge regression's accuracy on features of some networks of the pool, a mean over them."""
@@ -146,11 +153,10 @@ def _online_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return half_squared_error(network(images.contiguous(memory_format=torch.channels_last)), labels)
 
 
-def without_batch_norm(module: nn.Module) -> nn.Module:
-    """The same module, its BatchNorms replaced by identities."""
+def drop_batch_norm(module: nn.Module) -> None:
+    """Replace every BatchNorm in it by the identity."""
     for name, child in module.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
             setattr(module, name, nn.Identity())
         else:
-            without_batch_norm(child)
-    return module
+            drop_batch_norm(child)

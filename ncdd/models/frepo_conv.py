@@ -58,7 +58,7 @@ class LeCunLinear(Linear):
 
 
 class BiasedBatchNorm2d(nn.BatchNorm2d):
-    """BatchNorm whose running variance is of the batch's own variance, with divisor n, as in flax; torch's has n - 1."""
+    """BatchNorm with the batch's own variance, divisor n, in its running statistics, as in flax; torch has n - 1."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:

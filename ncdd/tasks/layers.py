@@ -20,9 +20,9 @@ from ncdd.collapse.layers import (
     stable_rank,
     total_covariance,
 )
+from ncdd.models.checkpoint import network
 from ncdd.report.figures import draw
 from ncdd.report.rows import Row, print_rows, write_rows
-from ncdd.tasks.checkpoint import network
 from ncdd.tasks.subject import Subject
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 
 from ncdd.callbacks import NeuralCollapseCallback
+from ncdd.models.checkpoint import series
 from ncdd.report.rows import print_rows
 from ncdd.report.table import ROWS
-from ncdd.tasks.checkpoint import series
 from ncdd.tasks.subject import Subject
 
 

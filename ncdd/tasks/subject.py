@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ncdd.callbacks.record import Record
 from ncdd.data import ImageDataModule
 from ncdd.data.loader import DeviceLoader
+from ncdd.models.checkpoint import Checkpoint, put, read, series
 from ncdd.runfolder import write_json
-from ncdd.tasks.checkpoint import Checkpoint, put, read, series
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from ncdd.data.sources import digits
 from ncdd.distill import evaluate as ev
 from ncdd.distill import unrolled
 from ncdd.distill.augment import DiffAugment
+from ncdd.distill.compute import Cost, measured
 from ncdd.distill.coresets import coreset
 from ncdd.distill.evaluate import Protocol, cross_architecture, evaluate
 from ncdd.distill.synthetic import SyntheticSet
@@ -173,7 +174,7 @@ def test_baselines_are_of_the_same_size_and_random_has_draws():
     results = [evaluate(data, new_network, TEST, seed=0, protocol=QUICK, networks=1) for data in found["random"]]
     total = ev.merged(results)
     assert total.accuracies == tuple(result.accuracies[0] for result in results)
-    assert total.seconds == pytest.approx(sum(result.seconds for result in results))
+    assert total.cost.seconds == pytest.approx(sum(result.cost.seconds for result in results))
 
 
 # ---------------------------------------------------------------- formulas
@@ -194,10 +195,10 @@ def test_protocols():
 
 
 def test_mean_and_deviation():
-    result = ev.Evaluation((0.5, 0.6, 0.7), 10, 1.0)
+    result = ev.Evaluation((0.5, 0.6, 0.7), 10, Cost("CPU"))
     assert (result.mean, result.std) == (pytest.approx(0.6), pytest.approx(0.1))
     assert str(result) == "60.00 +- 10.00 % (n = 3)"
-    assert ev.Evaluation((0.5,), 10, 1.0).std == 0
+    assert ev.Evaluation((0.5,), 10, Cost("CPU")).std == 0
 
 
 @pytest.mark.parametrize(

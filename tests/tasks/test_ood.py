@@ -14,9 +14,9 @@ from ncdd.data import ImageDataModule, sources
 from ncdd.data.adapt import AdaptedLoader, adapt
 from ncdd.data.images import Images, Normalisation
 from ncdd.models import MLP
+from ncdd.models.checkpoint import put, read
 from ncdd.report.__main__ import main
 from ncdd.report.rows import read_rows
-from ncdd.tasks.checkpoint import put, read
 
 SCORES = ["neco", "msp", "max_logit", "energy", "mahalanobis", "vim"]
 

@@ -1,0 +1,132 @@
+"""`method=joint`: networks learn real and distilled images in one go, and the distilled ones learn from the networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ncdd.data.draws import Sampling
+from ncdd.distill import SyntheticSet, joint
+from ncdd.distill.augment import DiffAugment
+from ncdd.distill.evaluate import accuracy
+from ncdd.distill.pool import NetworkPool
+from ncdd.methods.distill import Batch, Distillation, NewNetwork
+from ncdd.methods.optim import Optimizer, Scheduler
+
+OBJECTIVES = ("ncc", "means", "krr_etf", "unroll", "literal")
+
+
+class Joint(Distillation):
+    """Train-and-distil under a fixed simplex ETF head, the shape that Neural Collapse would give it anyway.
+
+    In each step one network of the pool sees a class-balanced real batch T and the set S under one random transform,
+    once. Of these features S takes the gradient of its objective, where those of T are constants; the network takes
+    one step of cross-entropy through its head. With `pool.size=1 pool.max_age=null` this is the training of one
+    network, by the way of which a set is distilled.
+
+    objective: "ncc", "means", "krr_etf", "unroll" of `ncdd.distill.joint`; "literal": the set's own cross-entropy
+        through the head, in which nothing tells of the real data, the control.
+    pool: factory of the `NetworkPool`, given new_network.
+    pool_data: what the networks are trained on, "S", "T" or "S+T".
+    layers: names of submodules of the model whose outputs are matched as the features are, one loss added a layer.
+    real_per_class: images of each class in T.  augment: one draw for all images of a step.
+    temperature: of ncc.  reg: of krr_etf.  inner_steps, inner_lr: of unroll.
+    etf_weight, covariance_weight: of `etf_alignment` and `covariance_matching`, which are added to any objective.
+    Other arguments: `Distillation`. Labels that are learned are logits: the set's are their softmax.
+    """
+
+    def __init__(
+        self,
+        *,
+        new_network: NewNetwork,
+        optimizer: Optimizer,
+        scheduler: Scheduler,
+        images_per_class: int,
+        init: str,
+        learn_labels: bool,
+        objective: str,
+        pool: Callable[..., NetworkPool],
+        pool_data: Literal["S", "T", "S+T"],
+        layers: list[str],
+        real_per_class: int,
+        augment: DiffAugment,
+        temperature: float,
+        reg: float,
+        inner_steps: int,
+        inner_lr: float,
+        etf_weight: float,
+        covariance_weight: float,
+    ) -> None:
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective={objective!r}: choose from {', '.join(OBJECTIVES)}")
+        if pool_data not in ("S", "T", "S+T"):
+            raise ValueError(f"method.pool_data={pool_data!r}: choose from S, T, S+T")
+        if covariance_weight and images_per_class == 1:
+            raise ValueError(f"method.covariance_weight={covariance_weight}: one image a class has no covariance; use 0")
+        super().__init__(
+            new_network=new_network,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            images_per_class=images_per_class,
+            init=init,
+            learn_labels=learn_labels,
+            sampling=Sampling(per_class=real_per_class),
+        )
+        self.pool = pool(new_network=new_network)
+        self.objective_name, self.pool_data, self.layers, self.augment = objective, pool_data, layers, augment
+        self.of_features = {
+            "ncc": partial(joint.ncc, temperature=temperature),
+            "means": joint.means,
+            "krr_etf": partial(joint.krr_etf, reg=reg),
+        }.get(objective)
+        self.unroll = partial(joint.unroll, steps=inner_steps, step_size=inner_lr)
+        self.etf_weight, self.covariance_weight = etf_weight, covariance_weight
+
+    def first_labels(self, classes: Tensor) -> Tensor:
+        """Logits of 0.9 for the class, where they are learned."""
+        if not self.learn_labels:
+            return classes
+        return (0.9 * F.one_hot(classes, self.num_classes) + 0.1 / self.num_classes).log()
+
+    @property
+    def weights(self) -> Tensor:
+        """(N, K): how much of each class an image is."""
+        return self.labels.softmax(1) if self.learn_labels else F.one_hot(self.labels, self.num_classes).float()
+
+    def synthetic_set(self) -> SyntheticSet:
+        found = super().synthetic_set()
+        return replace(found, labels=found.labels.softmax(1)) if self.learn_labels else found
+
+    def outer_step(self, batch: Batch) -> Tensor:
+        real, classes = batch
+        real, images = self.augment.siamese(self.generator(), real, self.images)
+        go = partial(self.one_go, real=real, classes=classes, images=images)
+        drawn = self.pool.draw()
+        if self.pool.advance(drawn, go) is None:  # it was too old, and has fresh weights now
+            self.pool.advance(drawn, go)
+        return self.set_loss
+
+    def one_go(self, network: nn.Module, *, real: Tensor, classes: Tensor, images: Tensor) -> Tensor:
+        """Give the set its gradient, and return the loss of the network."""
+        weights = self.weights
+        with torch.set_grad_enabled("T" in self.pool_data):
+            of_real = self.seen(network, real)
+        of_set = self.seen(network, images)
+        match self.objective_name:
+            case "literal":
+                loss = F.cross_entropy(network.head(of_set[-1]), weights)
+            case "unroll":
+                loss = self.unroll(network, real, classes, images, weights)
+            case _:
+                loss = sum(
+                    self.of_features(h_T.detach(), classes, h_S, weights)
+                    for h_T, h_S in zip(of_real, of_set, strict=True)
+                )
+    def seen(self, network: nn.Module, images: Tensor) -> list[Tensor]:
+        """What the layers put out, (B, D) each, last the features."""
