@@ -54,8 +54,9 @@ def one_job(cfg: DictConfig) -> None:
         folder = job_folder(folder, job.job.override_dirname)
         note(folder.parent, folder, "begun")
         end_with_sweep()
-    plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
     try:
+        config.check_objective(cfg)
+        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
         made = run_config(Path(cfg.checkpoint)) if cfg.checkpoint else set_config(Path(cfg.distilled or ""))
         if made:
             check_targets(made, Path(CONF))
@@ -165,7 +166,7 @@ def check_given(cfg: DictConfig) -> None:
     parameters = inspect.signature(config.locate(cfg.task._target_)).parameters
     for name, argument in (("checkpoint", "subject"), ("distilled", "synthetic")):
         if argument in parameters and not cfg[name]:
-            raise ValueError(f"{name}=null: needed by this task")
+            raise ValueError(f"{name}=None: needed by this task")
         if argument not in parameters and cfg[name]:
             raise ValueError(f"{name}={cfg[name]}: this task does not look at it")
 

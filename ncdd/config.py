@@ -42,6 +42,7 @@ class Distill:
     images_per_class: of the synthetic set; a step of a step-wise one.  init: real, noise, or a coreset's name.
     iterations: outer steps.  every: of them between two evaluations, checkpoints and image grids.
     kernel: of the methods by kernel regression, a name of `ncdd.kernels`.
+    objectives: what each value of `objective` brings, where a method's YAML picks its defaults by it.
     """
 
     images_per_class: int = 1
@@ -50,6 +51,7 @@ class Distill:
     iterations: int = 1000
     every: int = 100
     kernel: str = "fc1"
+    objectives: Node = field(default_factory=dict)
 
 
 @dataclass
@@ -108,6 +110,13 @@ def check(config: Mapping[str, Any], wired: Mapping[str, Collection[str]]) -> No
     mistakes += _mistakes(config, "", wired)
     if mistakes:
         raise ConfigError("\n".join(mistakes))
+
+
+def check_objective(config: DictConfig) -> None:
+    """Raise ValueError for an objective that the method's YAML has no settings of."""
+    known = config.distill.objectives
+    if known and config.objective not in known:
+        raise ValueError(f"objective={config.objective}: choose from {', '.join(known)}")
 
 
 def misspelt(overrides: Sequence[str], conf: str) -> list[str]:

@@ -40,7 +40,8 @@ class NeuralCollapseCallback(pl.Callback):
     and the accuracy. Test features are measured against their own class means and against those of the first split.
 
     loaders: name -> iterable of (inputs, labels, ...), un-augmented, unshuffled, under DDP sharded without padding.
-        None takes `trainer.datamodule.measure_dataloaders()`, else the Trainer's own train and validation loaders.
+        None takes `measure_dataloaders()` of the module or of `trainer.datamodule`, where one of them has it, else the
+        Trainer's own train and validation loaders.
     layer: name of the last linear layer, as in `named_modules()`. None takes `head` where the module has one, else
         the linear layer whose output is the module's.
     at_start: measure before training too.
@@ -157,10 +158,10 @@ class NeuralCollapseCallback(pl.Callback):
     def _loaders(self, trainer: pl.Trainer) -> Mapping[str, Iterable[Any]]:
         if self.loaders is not None:
             return self.loaders
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        if hasattr(datamodule, "measure_dataloaders"):
-            self.loaders = datamodule.measure_dataloaders()
-            return self.loaders
+        for source in (trainer.lightning_module, getattr(trainer, "datamodule", None)):
+            if hasattr(source, "measure_dataloaders"):
+                self.loaders = source.measure_dataloaders()
+                return self.loaders
         val = trainer.val_dataloaders
         several = val if isinstance(val, list) else [val]
         found = {"train": trainer.train_dataloader} | {f"val{i or ''}": one for i, one in enumerate(several)}

@@ -161,8 +161,9 @@ def _columns(synthetic: SyntheticSet) -> list[str]:
     of_first = (synthetic.classes == 0).nonzero().flatten()
     used = [(synthetic.order == index).any(1) for index in of_first]
     steps = [int(steps.nonzero()[0]) + 1 for steps in used]
-    sizes = [[f"{size:.2g}" for size in synthetic.step_sizes[steps].tolist()] for steps in used]
-    return ["\n".join([f"step {step}", *column]) for step, column in zip(steps, sizes, strict=True)]
+    sizes = [[f"{size:.3f}" for size in synthetic.step_sizes[steps].tolist()] for steps in used]
+    names = [f"step {step}" if place == 0 else str(step) for place, step in enumerate(steps)]
+    return ["\n".join([name, *column]) for name, column in zip(names, sizes, strict=True)]
 
 
 def _title(step: int, values: Mapping[str, float], monitor: str) -> str:

@@ -1,6 +1,6 @@
 """FRePo's objective: ridge regression on a network's features (Zhou, Nezhadarya & Ba 2022, arXiv 2206.00719).
 
-Legend: n synthetic images, B real ones, D features, C classes. A target is one-hot minus 1/C.
+Legend: n synthetic images, B real ones, D features, C classes. Targets are one-hot minus 1/C.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from ncdd.distill.regression import centred
 from ncdd.kernels import ridge
 
 REG = 1e-6  # of the ridge, times the kernel's mean diagonal
@@ -24,14 +24,9 @@ class MetaLoss(NamedTuple):
     predictions_BC: Tensor
 
 
-def targets(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels (N,) -> (N, C): one-hot minus 1/C, so that each row sums to 0."""
-    return F.one_hot(labels, num_classes).float() - 1 / num_classes
-
-
-def first_labels(labels: Tensor, num_classes: int) -> Tensor:
-    """(n,) -> (n, C): what learned labels start from, targets over sqrt(C / 10)."""
-    return targets(labels, num_classes) / (num_classes / 10) ** 0.5
+def first_labels(classes: Tensor, num_classes: int) -> Tensor:
+    """(n,) int64 -> (n, C): what learned labels start from, one-hot minus 1/C over sqrt(C / 10)."""
+    return centred(classes, num_classes, torch.float32) / (num_classes / 10) ** 0.5
 
 
 def ridge_weights(features_nD: Tensor, labels_nC: Tensor, reg: float = REG) -> Tensor:

@@ -10,7 +10,6 @@ depends on the scale of the features, which differs between networks and grows w
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -100,7 +99,7 @@ def squared_distances(features_BD: Tensor, means_KD: Tensor) -> Tensor:
 
 
 def etf_alignment(set_nD: Tensor, weights_nK: Tensor, head_KD: Tensor) -> Tensor:
-    """`1/2 (cos(h, e_y) - 1)^2`, a mean over S: dot regression to the head's rows (Yang et al. 2022, arXiv 2203.09081)."""
+    """`1/2 (cos(h, e_y) - 1)^2`, a mean over S: dot regression to the head's rows (Yang et al. 2022, eq. 9)."""
     vertices_nD = weights_nK @ F.normalize(head_KD, dim=1)
     return 0.5 * (F.cosine_similarity(set_nD, vertices_nD) - 1).square().mean()
 

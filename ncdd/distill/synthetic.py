@@ -52,7 +52,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
     whitening: Whitening | None = None
     step_sizes: Tensor | None = None
     order: Tensor | None = None
-    inner: GradientDescent | Adam = GradientDescent()
+    inner: GradientDescent | Adam = field(default_factory=GradientDescent)
     method: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     commit: str | None = None

@@ -81,9 +81,9 @@ def repeated_order(num_images: int, steps: int, epochs: int) -> Tensor:
 
 
 def balanced_order(num_classes: int, per_class: int, *, steps: int, epochs: int) -> Tensor:
-    """(T, B) int64 for images that are ordered by class: `per_class` of each in every step, B = num_classes * per_class.
+    """(T, B) int64 for images that are ordered by class: each step has `per_class` of each, B in all.
 
-    Of each class the first step takes the first ones, the next step the next; T = steps * epochs.
+    The first step takes the first ones of each class, the next step the next; T = steps * epochs.
     """
     images = torch.arange(num_classes * steps * per_class).view(num_classes, steps, per_class)
     return images.transpose(0, 1).reshape(steps, -1).repeat(epochs, 1)

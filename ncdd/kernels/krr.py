@@ -123,5 +123,8 @@ def _cholesky(K: Tensor, reg: float) -> Tensor:
     if info.item() == 0:
         return factor
     if not K.isfinite().all():
-        raise ValueError(f"the {len(K)} x {len(K)} kernel matrix has NaN or infinite entries: so have the images")
+        raise ValueError(
+            f"the {len(K)} x {len(K)} kernel matrix has NaN or infinite entries: so have the images; where these are "
+            f"learned, raise reg, which is {reg:g}, or lower the learning rate"
+        )
     raise ValueError(f"the {len(K)} x {len(K)} kernel matrix is singular with reg={reg:g}: raise reg")

@@ -12,15 +12,9 @@ from torch import Tensor, nn
 from ncdd.data.draws import Sampling
 from ncdd.distill import SyntheticSet
 from ncdd.distill.evaluate import accuracy
-from ncdd.distill.frepo import (
-    first_labels,
-    half_squared_error,
-    meta_loss,
-    mirrored,
-    ridge_weights,
-    targets,
-)
+from ncdd.distill.frepo import first_labels, half_squared_error, meta_loss, mirrored, ridge_weights
 from ncdd.distill.pool import NetworkPool
+from ncdd.distill.regression import centred
 from ncdd.methods.distill import Batch, Distillation, NewNetwork
 from ncdd.methods.optim import Optimizer, Scheduler
 from ncdd.models import Network
@@ -88,24 +82,24 @@ class FRePo(Distillation):
         return first_labels(classes, self.num_classes) if self.learn_labels else classes
 
     @property
-    def regressed(self) -> Tensor:
+    def targets(self) -> Tensor:
         """(N, K) float: the labels as regression takes them."""
-        return self.labels if self.labels.ndim == 2 else first_labels(self.labels, self.num_classes)
+        return centred(self.labels, self.num_classes, self.images.dtype)
 
     def outer_step(self, batch: Batch) -> Tensor:
         real, classes = batch
         self.drawn = self.pool.draw()
         network = self.pool.networks[self.drawn]
         of_real = self.real_features(network, real)
-        images, labels = mirrored(self.images, self.regressed) if self.mirror else (self.images, self.regressed)
+        images, labels = mirrored(self.images, self.targets) if self.mirror else (self.images, self.targets)
         of_set = self.features(network, images)
-        value = meta_loss(of_set, labels, of_real, targets(classes, self.num_classes), reg=self.reg)
+        value = meta_loss(of_set, labels, of_real, centred(classes, self.num_classes, real.dtype), reg=self.reg)
         loss = value.kernel + value.label if self.learn_labels else value.kernel
         loss.backward()
         return loss.detach()
 
     def after_update(self, batch: Batch) -> None:
-        images, labels = self.images.detach(), self.regressed.detach()
+        images, labels = self.images.detach(), self.targets.detach()
         if len(images) > self.online_images:
             rows = torch.randperm(len(images))[: self.online_images].to(images.device)
             images, labels = images[rows], labels[rows]
@@ -129,7 +123,7 @@ class FRePo(Distillation):
 
     def measure(self, synthetic: SyntheticSet, loader: Iterable[Batch]) -> dict[str, float]:
         """Ridge regression's accuracy on features of some networks of the pool, a mean over them."""
-        labels = synthetic.labels if synthetic.labels.ndim == 2 else first_labels(synthetic.labels, self.num_classes)
+        labels = centred(synthetic.labels, self.num_classes, synthetic.images.dtype)
         found = [self._krr_accuracy(network, synthetic.images, labels, loader) for network in self._spread_out()]
         return {"krr_accuracy": sum(found) / len(found)}
 

@@ -1,4 +1,4 @@
-"""`method=joint`: networks learn real and distilled images in one go, and the distilled ones learn from the networks."""
+"""`method=joint`: networks learn real and distilled images in one go, and the distilled ones learn from them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from ncdd.distill.evaluate import accuracy
 from ncdd.distill.pool import NetworkPool
 from ncdd.methods.distill import Batch, Distillation, NewNetwork
 from ncdd.methods.optim import Optimizer, Scheduler
+from ncdd.models import Linear, Network
+from ncdd.models.blocks import blocks
 
 OBJECTIVES = ("ncc", "means", "krr_etf", "unroll", "literal")
 
@@ -34,7 +36,7 @@ class Joint(Distillation):
         through the head, in which nothing tells of the real data, the control.
     pool: factory of the `NetworkPool`, given new_network.
     pool_data: what the networks are trained on, "S", "T" or "S+T".
-    layers: names of submodules of the model whose outputs are matched as the features are, one loss added a layer.
+    match_blocks: what every block of the model puts out is matched as the features are, a loss added for each.
     real_per_class: images of each class in T.  augment: one draw for all images of a step.
     temperature: of ncc.  reg: of krr_etf.  inner_steps, inner_lr: of unroll.
     etf_weight, covariance_weight: of `etf_alignment` and `covariance_matching`, which are added to any objective.
@@ -53,7 +55,7 @@ class Joint(Distillation):
         objective: str,
         pool: Callable[..., NetworkPool],
         pool_data: Literal["S", "T", "S+T"],
-        layers: list[str],
+        match_blocks: bool,
         real_per_class: int,
         augment: DiffAugment,
         temperature: float,
@@ -68,7 +70,9 @@ class Joint(Distillation):
         if pool_data not in ("S", "T", "S+T"):
             raise ValueError(f"method.pool_data={pool_data!r}: choose from S, T, S+T")
         if covariance_weight and images_per_class == 1:
-            raise ValueError(f"method.covariance_weight={covariance_weight}: one image a class has no covariance; use 0")
+            raise ValueError(
+                f"method.covariance_weight={covariance_weight}: one image a class has no covariance; use 0"
+            )
         super().__init__(
             new_network=new_network,
             optimizer=optimizer,
@@ -79,8 +83,8 @@ class Joint(Distillation):
             sampling=Sampling(per_class=real_per_class),
         )
         self.pool = pool(new_network=new_network)
-        self.objective_name, self.pool_data, self.layers, self.augment = objective, pool_data, layers, augment
-        self.of_features = {
+        self.objective, self.pool_data, self.match_blocks, self.augment = objective, pool_data, match_blocks, augment
+        self.of_features: Callable[..., Tensor] | None = {
             "ncc": partial(joint.ncc, temperature=temperature),
             "means": joint.means,
             "krr_etf": partial(joint.krr_etf, reg=reg),
@@ -114,19 +118,97 @@ class Joint(Distillation):
 
     def one_go(self, network: nn.Module, *, real: Tensor, classes: Tensor, images: Tensor) -> Tensor:
         """Give the set its gradient, and return the loss of the network."""
+        assert isinstance(network, Network)
         weights = self.weights
         with torch.set_grad_enabled("T" in self.pool_data):
             of_real = self.seen(network, real)
         of_set = self.seen(network, images)
-        match self.objective_name:
-            case "literal":
-                loss = F.cross_entropy(network.head(of_set[-1]), weights)
-            case "unroll":
-                loss = self.unroll(network, real, classes, images, weights)
-            case _:
-                loss = sum(
-                    self.of_features(h_T.detach(), classes, h_S, weights)
-                    for h_T, h_S in zip(of_real, of_set, strict=True)
-                )
-    def seen(self, network: nn.Module, images: Tensor) -> list[Tensor]:
-        """What the layers put out, (B, D) each, last the features."""
+        loss = self.matched(network, [h.detach() for h in of_real], classes, of_set, weights)
+        if self.objective == "literal":
+            loss = loss + F.cross_entropy(network.head(of_set[-1]), weights)
+        if self.objective == "unroll":
+            loss = loss + self.unroll(network, real, classes, images, weights)
+        learned = list(self.learned())
+        for p, gradient in zip(learned, torch.autograd.grad(loss, learned, retain_graph=True), strict=True):
+            p.grad = gradient
+        self.set_loss = loss.detach()
+        trained_on = {
+            "S": (of_set[-1], weights),
+            "T": (of_real[-1], F.one_hot(classes, self.num_classes).float()),
+        }
+        features, targets = zip(*(trained_on[part] for part in self.pool_data.split("+")), strict=True)
+        return F.cross_entropy(network.head(torch.cat(features)), torch.cat(targets).detach())
+
+    def matched(
+        self, network: Network, of_real: list[Tensor], classes: Tensor, of_set: list[Tensor], weights: Tensor
+    ) -> Tensor:
+        """The objective of the features, the sum over layers, and the further terms of the last."""
+        loss = weights.new_zeros(())
+        if self.of_features:
+            for h_T, h_S in zip(of_real, of_set, strict=True):
+                loss = loss + self.of_features(h_T, classes, h_S, weights)
+        if self.etf_weight:
+            loss = loss + self.etf_weight * joint.etf_alignment(of_set[-1], weights, network.head.weight)
+        if self.covariance_weight:
+            covariances = joint.covariance_matching(of_real[-1], classes, of_set[-1], weights)
+            loss = loss + self.covariance_weight * covariances
+        return loss
+
+    def seen(self, network: Network, images: Tensor) -> list[Tensor]:
+        """What the blocks that are matched put out, (B, D) each, and last the features."""
+        found: list[Tensor] = []
+        names = blocks(network.model) if self.match_blocks else []
+        hooks = [
+            network.model.get_submodule(name).register_forward_hook(lambda *call: found.append(call[-1].flatten(1)))
+            for name in names
+        ]
+        try:
+            features = network.forward_features(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return [*found, features]
+
+    # ------------------------------------------------------------ what is measured: the first network of the pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool.networks[0](x)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("pool/age", float(self.pool.ages[0]))
+
+    def measure_dataloaders(self) -> dict[str, Iterable[Batch]]:
+        """Where Neural Collapse is measured: the real splits, and the set."""
+        return {**self.data.measure_dataloaders(), "distilled": _Now(self)}
+
+    def held_out(self) -> NewNetwork:
+        """With a learned head: what the networks that are trained on a set have, whatever made it."""
+
+        def new_network() -> Network:
+            network = self.new_network()
+            features, classes = network.head.in_features, network.head.out_features
+            network.head = Linear(num_features=features, num_classes=classes, bias=True)
+            return network
+
+        return new_network
+
+    @torch.no_grad()
+    def measure(self, synthetic: SyntheticSet, loader: Iterable[Batch]) -> dict[str, float]:
+        """`ncc_accuracy`: of the nearest class mean of the set in the features of the oldest network, which is not
+        trained for it. It may be near perfect where fresh networks learn little from the set."""
+        oldest: Any = self.pool.networks[max(range(len(self.pool)), key=self.pool.ages.__getitem__)]
+        labels = synthetic.labels.to(self.device)
+        weights = labels if labels.ndim == 2 else F.one_hot(labels, self.num_classes).float()
+        means = joint.weighted_means(oldest.forward_features(synthetic.images.to(self.device)), weights)
+        nearest = accuracy(lambda x: -joint.squared_distances(oldest.forward_features(x), means), loader, self.device)
+        return {"ncc_accuracy": nearest}
+
+
+class _Now:
+    """The set as it is whenever it is iterated, in one batch."""
+
+    def __init__(self, method: Joint) -> None:
+        self.method = method
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield self.method.images.detach(), self.method.weights.argmax(1)

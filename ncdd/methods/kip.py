@@ -66,24 +66,26 @@ class KIP(Distillation):
         )
         self.kernel, self.reg = named(kernel, memory=memory), reg
         self.augment, self.corruption = augment, corruption
-        self.float = {"float32": torch.float32, "float64": torch.float64}[precision]
+        self.working = {"float32": torch.float32, "float64": torch.float64}[precision]
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        images = self.images.detach().to(self.float)
-        generator = torch.Generator().manual_seed(fold_in(self.data.seed, CORRUPTION))
-        noise, corrupt = noise_mask(images, self.corruption, generator)
-        self.register_buffer("noise", noise)
-        self.register_buffer("corrupt", corrupt)
-        self.images = nn.Parameter(torch.where(corrupt, noise, images))
+        images = self.images.detach().to(self.working)
+        if self.corruption:
+            generator = torch.Generator().manual_seed(fold_in(self.data.seed, CORRUPTION))
+            noise, corrupt = corruption_of(images, self.corruption, generator)
+            self.register_buffer("noise", noise)
+            self.register_buffer("corrupt", corrupt)
+            images = torch.where(corrupt, noise, images)
+        self.images = nn.Parameter(images)
 
     def first_labels(self, classes: Tensor) -> Tensor:
-        return centred(classes, self.num_classes, self.float) if self.learn_labels else classes
+        return centred(classes, self.num_classes, self.working) if self.learn_labels else classes
 
     def outer_step(self, batch: Batch) -> Tensor:
         x, y = batch
-        targets = self.augment(x, self.generator()).to(self.float)
-        y_s, y_t = (centred(labels, self.num_classes, self.float) for labels in (self.labels, y))
+        targets = self.augment(x, self.generator()).to(self.working)
+        y_s, y_t = (centred(labels, self.num_classes, self.working) for labels in (self.labels, y))
         loss, _ = kip_loss(self.kernel, self.images, y_s, targets, y_t, reg=self.reg)
         loss.backward()
         return loss.detach()
@@ -99,8 +101,8 @@ class KIP(Distillation):
         return {"krr_accuracy": found}
 
 
-def noise_mask(images: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Standard normal noise like the images, and where to put it: the same number of places, at random, in each."""
+def corruption_of(images: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Standard normal noise like the images (N, C, H, W), and bool, where it is: as many places, at random, in each."""
     noise = torch.randn(images.shape, generator=generator, dtype=images.dtype)
     rank = torch.rand(images.flatten(1).shape, generator=generator).argsort(1).argsort(1)
     return noise, (rank < round(fraction * rank.shape[1])).view(images.shape)

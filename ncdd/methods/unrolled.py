@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -19,6 +19,7 @@ from ncdd.distill import SyntheticSet, unrolled
 from ncdd.distill.evaluate import after_own_steps
 from ncdd.methods.distill import Batch, Distillation, NewNetwork
 from ncdd.methods.optim import Optimizer, Scheduler
+from ncdd.models import Network
 from ncdd.models.checkpoint import put, read
 
 POOL = 220  # stream of random numbers, apart from those of `ncdd.methods.distill`
@@ -101,7 +102,7 @@ class Unrolled(Distillation):
             learn_labels=learn_labels,
             sampling=Sampling(batch_size=batch_size),
         )
-        self.objective, self.attack_class, self.target_class = objective, attack_class, target_class
+        self.swap = _swap(objective, attack_class, target_class)
         self.initialisation, self.networks = initialisation, networks
         self.n_nets, self.sample_nets, self.test_nets = n_nets, sample_nets, test_nets
         self.num_steps, self.num_epochs, self.step_size = steps, epochs, step_size
@@ -110,7 +111,9 @@ class Unrolled(Distillation):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self._check_classes()
+        for label in self.swap or ():
+            if not 0 <= label < self.num_classes:
+                raise ValueError(f"method.attack_class, target_class: {label} is no class, 0..{self.num_classes - 1}")
         total = self.num_steps * self.num_epochs
         self.raw_sizes = nn.Parameter(unrolled.raw_step_sizes(self.step_size, total))
         each = len(self.images) // (self.num_classes * self.num_steps)
@@ -143,17 +146,19 @@ class Unrolled(Distillation):
         self.log_dict({"train/step_size_min": sizes.detach().min(), "train/step_size_max": sizes.detach().max()})
         return losses.mean()
 
-    def sample(self) -> list[nn.Module]:
+    def sample(self) -> list[Network]:
         """The networks of a step, drawn from torch's global generator."""
         if self.initialisation == "random":
             return [self.network() for _ in range(self.sample_nets)]
-        return [self.pool[i] for i in torch.randperm(len(self.pool))[: self.sample_nets].tolist()]
+        pool: list[Network] = list(self.pool)  # type: ignore[arg-type]
+        return [pool[i] for i in torch.randperm(len(self.pool))[: self.sample_nets].tolist()]
 
     def targets(self, labels: Tensor) -> Tensor:
         """What trained networks are to say of real images."""
-        if self.objective != "label_swap":
+        if self.swap is None:
             return labels
-        return torch.where(labels == self.attack_class, self.target_class, labels)
+        attack, target = self.swap
+        return labels.masked_fill(labels == attack, target)
 
     def synthetic_set(self) -> SyntheticSet:
         sizes = unrolled.step_sizes(self.raw_sizes.detach()).float().cpu()
@@ -171,15 +176,16 @@ class Unrolled(Distillation):
     @torch.no_grad()
     def measure(self, synthetic: SyntheticSet, loader: Iterable[Batch]) -> dict[str, float]:
         """Of label_swap: attack_rate and swapped_accuracy, means over `test_nets` networks."""
-        if self.objective != "label_swap":
+        if self.swap is None:
             return {}
+        attack, target = self.swap
         swapped, attacked, new = [], [], self.held_out()
         for _ in range(self.test_nets):
             network = after_own_steps(synthetic.to(self.device), new().to(self.device))
             found = [(network(x).argmax(1), y) for x, y in loader]
-            says, true = (torch.cat(parts) for parts in zip(*found, strict=True))
+            says, true = torch.cat([says for says, _ in found]), torch.cat([true for _, true in found])
             swapped.append((says == self.targets(true)).float().mean())
-            attacked.append((says[true == self.attack_class] == self.target_class).float().mean())
+            attacked.append((says[true == attack] == target).float().mean())
         return {
             "swapped_accuracy": float(torch.stack(swapped).mean()),
             "attack_rate": float(torch.stack(attacked).mean()),
@@ -187,7 +193,7 @@ class Unrolled(Distillation):
 
     # ------------------------------------------------------------ networks
 
-    def _networks(self) -> tuple[Sequence[nn.Module], Sequence[nn.Module]]:
+    def _networks(self) -> tuple[list[Network], list[Network]]:
         """Those that the set is learned on, none where they are fresh each time, and those to test it on."""
         if self.initialisation == "random":
             return [], []
@@ -215,24 +221,25 @@ class Unrolled(Distillation):
             )
         return wanted or there
 
-    def _seeded(self, index: int) -> nn.Module:
+    def _seeded(self, index: int) -> Network:
         """Network `index` of the run's seed; torch's global generator is left as it was."""
         with torch.random.fork_rng():
             torch.manual_seed(fold_in(self.data.seed, POOL, index))
             return self.new_network()
 
-    def _trained(self, file: Path) -> nn.Module:
+    def _trained(self, file: Path) -> Network:
         network = self.new_network()
-        put(read(file), network.model, network.head)  # type: ignore[arg-type]
+        put(read(file), network.model, network.head)
         return network
 
-    def _check_classes(self) -> None:
-        """Raise ValueError for classes to be swapped that are not two of the data's."""
-        for name in ("attack_class", "target_class"):
-            value = getattr(self, name)
-            if (value is not None) != (self.objective == "label_swap"):
-                raise ValueError(f"method.{name}={value}: needed by objective=label_swap, and by no other")
-            if value is not None and not 0 <= value < self.num_classes:
-                raise ValueError(f"method.{name}={value}: a class, 0..{self.num_classes - 1}, is needed")
-        if self.objective == "label_swap" and self.attack_class == self.target_class:
-            raise ValueError(f"method.attack_class={self.attack_class}: the target_class, too; choose another")
+
+def _swap(objective: str, attack: int | None, target: int | None) -> tuple[int, int] | None:
+    """(attack, target) of label_swap; ValueError where they are missing, equal, or given to another objective."""
+    for name, value in (("attack_class", attack), ("target_class", target)):
+        if (value is not None) != (objective == "label_swap"):
+            raise ValueError(f"method.{name}={value}: needed by objective=label_swap, and by no other")
+    if attack is None or target is None:
+        return None
+    if attack == target:
+        raise ValueError(f"method.attack_class={attack}: the target_class, too; choose another")
+    return attack, target

@@ -3,7 +3,7 @@
 from ncdd.models.alexcifar import AlexCifarNet
 from ncdd.models.convnet import ConvNet
 from ncdd.models.guided import NearestETF
-from ncdd.models.heads import Linear, SimplexETF
+from ncdd.models.heads import Linear, SimplexETF, XavierLinear
 from ncdd.models.lenet import LeNet
 from ncdd.models.mlp import MLP
 from ncdd.models.network import Network
@@ -25,4 +25,5 @@ __all__ = [
     "ResNet",
     "SimplexETF",
     "UnconstrainedFeatures",
+    "XavierLinear",
 ]

@@ -15,6 +15,16 @@ class Linear(nn.Linear):
         super().__init__(num_features, num_classes, bias)
 
 
+class XavierLinear(Linear):
+    """The learned classifier, begun as the networks of Wang et al. 2018: Xavier-normal weight, zero bias."""
+
+    def __init__(self, *, num_features: int, num_classes: int, bias: bool) -> None:
+        super().__init__(num_features=num_features, num_classes=num_classes, bias=bias)
+        nn.init.xavier_normal_(self.weight)
+        if bias:
+            nn.init.zeros_(self.bias)
+
+
 class SimplexETF(nn.Linear):
     """A classifier fixed to a Simplex equiangular tight frame (Zhu et al. 2021, section 4.3).
 

@@ -20,6 +20,7 @@ from ncdd.collapse.layers import (
     stable_rank,
     total_covariance,
 )
+from ncdd.models.blocks import blocks
 from ncdd.models.checkpoint import network
 from ncdd.report.figures import draw
 from ncdd.report.rows import Row, print_rows, write_rows
@@ -31,7 +32,7 @@ def layers(
 ) -> None:
     """NC1, accuracies of nearest class mean and of a linear probe, and ranks of every layer: a table and a figure.
 
-    layers: names as in `named_modules()` of the network; None takes every block, see `blocks`.
+    layers: names as in `named_modules()` of the network; None takes every block, see `ncdd.models.blocks`.
     max_samples: of train and of test, drawn at random; all layers' pooled features of these are kept, in float32:
         `4 bytes x samples x sum of the layers' channels`, 77 MB for 10,000 and a resnet18. None takes all samples.
     ridge: of the probe on standardised features, see `ncdd.collapse.layers.ridge_probe`.
@@ -42,6 +43,8 @@ def layers(
     """
     epochs, file = subject.load_last()
     body = network(subject.method.model)
+    if layers is None and "SwinTransformer" in type(body).__name__:
+        raise ValueError("task=layers reads channels first; Swin transformers have them last")
     names = blocks(body) if layers is None else known(body, layers)
     splits = {}
     for split in ("train", "test"):
@@ -96,32 +99,6 @@ def train_moments(features_ND: Tensor, labels_N: Tensor, num_classes: int) -> Mo
     if absent:
         raise ValueError(f"no train sample of class {absent[0]} among {len(labels_N)}: raise task.max_samples")
     return sums.moments()
-
-
-def blocks(body: nn.Module) -> list[str]:
-    """Names of a network's blocks, in the order of its definition.
-
-    That is what lies directly in a sequence and is a class of its own (residual blocks and the like), and, outside of
-    such blocks, the activations that do (after each convolution of a ConvNet, each hidden layer of an MLP).
-    """
-    if "SwinTransformer" in type(body).__name__:
-        raise ValueError("task=layers reads channels first; Swin transformers have them last")
-    names = list(_blocks(body, "", isinstance(body, nn.Sequential)))
-    if not names:
-        raise ValueError(f"no blocks in a {type(body).__name__}: name them by task.layers=[...]")
-    return names
-
-
-def _blocks(module: nn.Module, path: str, sequence: bool) -> Iterator[str]:
-    for name, child in module.named_children():
-        inside = f"{path}{name}"
-        home = type(child).__module__
-        own_class = not home.startswith("torch.nn.")
-        activation = home == "torch.nn.modules.activation" and not isinstance(child, nn.MultiheadAttention)
-        if sequence and (own_class or activation):
-            yield inside
-        else:
-            yield from _blocks(child, f"{inside}.", isinstance(child, nn.Sequential | nn.ModuleList))
 
 
 def known(body: nn.Module, layers: Sequence[str]) -> list[str]:

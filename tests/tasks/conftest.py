@@ -14,9 +14,9 @@ from tests.run.conftest import TINY, command  # noqa: F401  the fixture
 EPOCHS = 2
 
 
-def dim_digits(*, root: str | None = None, download: bool = False) -> Source:
+def dim_digits(*, root: str | None = None, download: bool = False, image_size: int = 8) -> Source:
     """The digits at half their brightness: a data set whose own mean and deviation differ."""
-    source = digits()
+    source = digits(image_size=image_size)
     dim = [Images(images.pixels // 2, images.labels) for images in (source.train, source.test)]
     return Source(*dim, source.class_names, name="dim_digits")
 

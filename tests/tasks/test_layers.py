@@ -10,9 +10,10 @@ from torch import nn
 from ncdd.collapse import measure
 from ncdd.data import ImageDataModule, sources
 from ncdd.models import MLP, ConvNet, ResNet
+from ncdd.models.blocks import blocks
 from ncdd.models.checkpoint import put, read
 from ncdd.report.rows import read_rows
-from ncdd.tasks.layers import blocks, collecting
+from ncdd.tasks.layers import collecting
 
 SHAPE = {"in_channels": 1, "image_size": 8, "width": 16}
 

@@ -14,7 +14,7 @@ from ncdd.collapse import measure
 from ncdd.data import ImageDataModule, sources
 from ncdd.models import MLP, Linear
 from ncdd.models.torchvision import TorchVision
-from ncdd.tasks import checkpoint
+from ncdd.models import checkpoint
 from tests.tasks.conftest import EPOCHS
 
 QUIET = ["logger=none", "figures=false", "hydra.run.dir=out"]
