@@ -264,7 +264,7 @@ def fit(cfg: DictConfig, run: runfolder.RunFolder, trainer: Any, record: Any, me
 
 def normalise(cfg: DictConfig, job: Any, data: Any) -> None:
     """Another data set than the network's own, of the same shape, in the units that the network knows."""
-    trained, mine = run_config(Path(cfg.checkpoint)), named(job.overrides.task)
+    trained, mine = run_config(Path(cfg.checkpoint)) if cfg.checkpoint else None, named(job.overrides.task)
     if trained is None or "dataset" not in mine or {"dataset.mean", "dataset.std"} & mine:
         return
     own = build(OmegaConf.create(trained["dataset"]), seed=trained["seed"])
@@ -303,6 +303,7 @@ def look(
     def bench() -> Bench:
         device = trainer.strategy.root_device
         return Bench(
+            method=method,
             new_network=new_network,
             data=data,
             seed=cfg.seed,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -51,12 +52,13 @@ class DistilledSet(pl.Callback):
         self.networks, self.protocol = networks, protocol
         self.final_networks, self.final, self.tune = final_networks, final, tune
         self.best: float | None = None
+        self.seconds = 0.0  # of all evaluations, over all resumptions
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.best, self.seconds = state_dict["best"], state_dict["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:
@@ -70,7 +72,9 @@ class DistilledSet(pl.Callback):
         """Evaluate the set as it is, keep it where it is the best so far, and draw it."""
         folder, step = Path(trainer.default_root_dir), trainer.global_step
         synthetic = self._described(method, folder)
+        began = time.monotonic()
         values = self._validate(trainer, method, synthetic)
+        self.seconds += time.monotonic() - began
         score = values.get(f"val/{self.monitor}")
         if values and score is None:
             known = ", ".join(name.removeprefix("val/") for name in values)
@@ -106,9 +110,12 @@ class DistilledSet(pl.Callback):
             values = {"accuracy": found.mean, "accuracy_std": found.std, **values}
         return {f"val/{name}": value for name, value in values.items()}
 
-    def finish(self, trainer: pl.Trainer, method: Any) -> None:
-        """Test the best set, and put the pictures together."""
-        folder = Path(trainer.default_root_dir)
+    def finish(self, trainer: pl.Trainer, method: Any) -> dict[str, Any]:
+        """Test the best set, and put the pictures together; what the run's summary says of the set.
+
+        distilled: names of its numbers, without their split.  evaluation_seconds: wall time of all evaluations.
+        """
+        folder, began = Path(trainer.default_root_dir), time.monotonic()
         synthetic = SyntheticSet.load(folder / FILE)
         loader = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
         values = {f"test/{name}": value for name, value in method.measure(synthetic, loader).items()}
@@ -126,12 +133,17 @@ class DistilledSet(pl.Callback):
                 protocol=protocol,
                 device=method.device,
             )
-            log.info("%s on test: %s", name, found)
+            log.info("%s on test: %s, %d steps; %s", name, found, found.steps, found.cost)
             values |= {f"test/{name}": found.mean, f"test/{name}_std": found.std}
         for logger in trainer.loggers:
             logger.log_metrics({**values, "epoch": trainer.current_epoch - 1}, step=trainer.global_step)
             logger.save()
         animate(sorted((folder / "figures" / "distilled").glob("step_*.png")), folder / "figures" / "distilled.webp")
+        self.seconds += time.monotonic() - began
+        return {
+            "distilled": [name.removeprefix("test/") for name in values],
+            "evaluation_seconds": round(self.seconds, 3),
+        }
 
     def _tuned(self, trainer: pl.Trainer, method: Any, synthetic: SyntheticSet, protocol: Protocol) -> Protocol:
         """The protocol with the best of the values that are tried."""
@@ -151,11 +163,12 @@ class DistilledSet(pl.Callback):
 def _grid(synthetic: SyntheticSet, title: str) -> Figure:
     names = synthetic.class_names or [str(k) for k in range(synthetic.num_classes)]
     pixels, classes = synthetic.pixels().numpy(), synthetic.classes.cpu().numpy()
-    return grid_figure(pixels, classes, names, title=title, columns=_columns(synthetic))
+    labels = None if synthetic.labels.ndim == 1 else synthetic.labels.numpy()
+    return grid_figure(pixels, classes, names, title=title, marks=_steps(synthetic), labels=labels)
 
 
-def _columns(synthetic: SyntheticSet) -> list[str]:
-    """Of a step-wise set, the step that the images of a column belong to, and its sizes, one an epoch."""
+def _steps(synthetic: SyntheticSet) -> list[str]:
+    """Of a step-wise set, for the first, second, ... image of a class, its step and its sizes, one an epoch."""
     if synthetic.order is None or synthetic.step_sizes is None:
         return []
     of_first = (synthetic.classes == 0).nonzero().flatten()

@@ -125,9 +125,10 @@ class Record(pl.Callback):
         """
         epochs = trainer.current_epoch if epochs is None else epochs
         steps = trainer.global_step if steps is None else steps
+        of_set: dict[str, Any] = {}
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, DistilledSet):
-                callback.finish(trainer, pl_module)
+                of_set = callback.finish(trainer, pl_module)
             if isinstance(callback, NeuralCollapseCallback):
                 if not callback.geometry:
                     callback.measure(trainer, pl_module)
@@ -135,7 +136,7 @@ class Record(pl.Callback):
                     names = trainer.datamodule.class_names  # type: ignore[attr-defined]
                     callback.geometry[""]["class_names"] = names
                 callback.save_geometry(self.folder / "collapse.npz")
-        write_json(self.folder / "summary.json", self._summary(pl_module, epochs, steps))
+        write_json(self.folder / "summary.json", self._summary(pl_module, epochs, steps) | of_set)
         figures = draw(self.folder) if self.figures else []
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):

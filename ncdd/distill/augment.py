@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -206,6 +207,7 @@ class Draw(NamedTuple):
     uniform: Tensor
 
 
+@dataclass(frozen=True, kw_only=True)
 class DiffAugment:
     """One operation a batch, drawn uniformly from `strategy`, its strength drawn for each image.
 
@@ -214,20 +216,22 @@ class DiffAugment:
     family:   "dsa" or "frepo": the operations of the same name differ in strength, border and interpolation.
     """
 
-    def __init__(self, *, strategy: str, family: Literal["dsa", "frepo"] = "dsa") -> None:
-        if family not in OPERATIONS:
-            raise ValueError(f"family={family!r}: choose from {', '.join(OPERATIONS)}")
-        self.strategy, self.family = strategy, family
-        self.names = [] if strategy == "none" else strategy.split("_")
+    strategy: str
+    family: Literal["dsa", "frepo"] = "dsa"
+
+    def __post_init__(self) -> None:
+        if self.family not in OPERATIONS:
+            raise ValueError(f"family={self.family!r}: choose from {', '.join(OPERATIONS)}")
         for name in self.names:
-            if name not in OPERATIONS[family]:
-                choices = ", ".join(OPERATIONS[family])
+            if name not in OPERATIONS[self.family]:
+                choices = ", ".join(OPERATIONS[self.family])
                 raise ValueError(
-                    f"strategy={strategy!r}: no {name!r} among {family}'s operations; choose from {choices}"
+                    f"strategy={self.strategy!r}: no {name!r} among {self.family}'s operations; choose from {choices}"
                 )
 
-    def __repr__(self) -> str:
-        return f"DiffAugment(strategy={self.strategy!r}, family={self.family!r})"
+    @property
+    def names(self) -> list[str]:
+        return [] if self.strategy == "none" else self.strategy.split("_")
 
     @property
     def active(self) -> bool:

@@ -20,6 +20,10 @@ class Cost:
     seconds: float = 0.0
     memory: int | None = None
 
+    def __str__(self) -> str:
+        memory = "" if self.memory is None else f"{self.memory / 1e6:,.0f} MB, "
+        return f"{self.seconds:.1f} s, {memory}{self.hardware}"
+
 
 @contextmanager
 def measured(device: torch.device | str) -> Iterator[Cost]:

@@ -196,21 +196,11 @@ def best_protocol(
     tried: list[tuple[float, Protocol]] = []
     for combination in product(*values.values()):
         chosen = dict(zip(values, combination, strict=True))
-        one = replace(protocol, **chosen)
+        one = replace(protocol, **chosen)  # type: ignore[arg-type]
         found = evaluate(synthetic, new_network, validation, seed=seed, networks=networks, protocol=one, device=device)
         _log.info("%s on validation: %s", ", ".join(f"{name} {value:g}" for name, value in chosen.items()), found)
         tried.append((found.mean, one))
     return max(tried, key=lambda pair: pair[0])[1]
-
-
-def cross_architecture(
-    synthetic: SyntheticSet, architectures: Mapping[str, NewNetwork], test: Batches, *, seed: int, protocol: Protocol
-) -> dict[str, Evaluation]:
-    """`evaluate` for each architecture; its other arguments are the defaults."""
-    return {
-        name: evaluate(synthetic, new_network, test, seed=seed, protocol=protocol)
-        for name, new_network in architectures.items()
-    }
 
 
 def baselines(
@@ -220,16 +210,17 @@ def baselines(
     num_classes: int,
     per_class: int,
     seed: int,
+    names: Iterable[str] = tuple(CORESETS),
     draws: int = 5,
     features: Tensor | None = None,
 ) -> dict[str, list[SyntheticSet]]:
-    """Sets of the same size that learn nothing, from real images (N, C, H, W) normalised as the synthetic set is.
+    """Sets of the same size that learn nothing, by name, from real images (N, C, H, W) normalised as the synthetic set.
 
     "random" has `draws` sets, the others one; "class_mean" is left out where a class has more than one image.
     Evaluate each set of a name with a share of the networks, and put the results together by `merged`.
     """
     found: dict[str, list[SyntheticSet]] = {}
-    for name in CORESETS:
+    for name in names:
         if name == "class_mean" and per_class > 1:
             continue
         for draw in range(draws if name == "random" else 1):
@@ -267,13 +258,18 @@ def _same_shape(synthetic: SyntheticSet, test: Batches) -> None:
     raise ValueError("test: no images to test on")
 
 
+def are_probabilities(labels: Tensor) -> bool:
+    """Whether labels, classes (N,) or rows (N, K), are what cross-entropy takes, and no regression targets."""
+    return labels.ndim == 1 or bool(((labels.sum(1) - 1).abs() < 1e-3).all() & (labels >= 0).all())
+
+
 def _targets(synthetic: SyntheticSet, protocol: Protocol) -> Tensor:
     """The labels as the protocol's loss wants them."""
     labels = synthetic.labels
     if protocol.loss == "mse":
         classes = synthetic.num_classes
         return labels if labels.ndim == 2 else F.one_hot(labels, classes).float() - 1 / classes
-    if labels.ndim == 2 and not bool(((labels.sum(1) - 1).abs() < 1e-3).all() & (labels >= 0).all()):
+    if not are_probabilities(labels):
         raise ValueError(
             "loss='cross_entropy': the set's labels are regression targets, no probabilities; use loss='mse'"
         )

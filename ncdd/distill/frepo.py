@@ -21,7 +21,6 @@ class MetaLoss(NamedTuple):
 
     kernel: Tensor
     label: Tensor
-    predictions_BC: Tensor
 
 
 def first_labels(classes: Tensor, num_classes: int) -> Tensor:
@@ -49,7 +48,7 @@ def meta_loss(
 ) -> MetaLoss:
     """Half the squared error per real image of regression from the synthetic set, and the label term."""
     predictions = real_BD.to(labels_nC.dtype) @ ridge_weights(features_nD, labels_nC, reg)
-    return MetaLoss(half_squared_error(predictions, targets_BC), label_margin_loss(labels_nC), predictions.detach())
+    return MetaLoss(half_squared_error(predictions, targets_BC), label_margin_loss(labels_nC))
 
 
 def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:

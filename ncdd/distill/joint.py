@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ncdd.distill import unrolled
-from ncdd.distill.frepo import half_squared_error, ridge_weights, targets
+from ncdd.distill.frepo import half_squared_error, ridge_weights
 from ncdd.distill.matching import class_means
+from ncdd.distill.regression import centred
 
 # ---------------------------------------------------------------- objectives: (h_T, classes, h_S, weights) -> loss
 
@@ -41,7 +42,7 @@ def krr_etf(real_BD: Tensor, classes_B: Tensor, set_nD: Tensor, weights_nK: Tens
     """
     num_classes = weights_nK.shape[1]
     solution = ridge_weights(set_nD, weights_nK - 1 / num_classes, reg)
-    return half_squared_error(real_BD @ solution, targets(classes_B, num_classes))
+    return half_squared_error(real_BD @ solution, centred(classes_B, num_classes, solution.dtype))
 
 
 def unroll(

@@ -31,12 +31,13 @@ def start(
         chosen, classes = coreset(
             "random", everything, labels, num_classes=num_classes, per_class=per_class, generator=generator
         )
-        return _read(real, chosen, normalisation), classes
-    images = _read(real, torch.arange(len(labels)), normalisation)
+        return read(real, normalisation, chosen), classes
+    images = read(real, normalisation)
     return coreset(init, images, labels, num_classes=num_classes, per_class=per_class, generator=generator)
 
 
-def _read(images: Images, rows: Tensor, normalisation: Normalisation) -> Tensor:
-    """Some of them, float32 and normalised."""
+def read(images: Images, normalisation: Normalisation, rows: Tensor | None = None) -> Tensor:
+    """Some of them, or all, as float32 (N, C, H, W) on the CPU, normalised."""
+    rows = torch.arange(len(images)) if rows is None else rows
     chunks = images.batches(rows.to(images.labels.device).split(1024))
     return torch.cat([normalise(pixels, normalisation).cpu() for pixels, _ in chunks])

@@ -69,6 +69,9 @@ class FRePo(Distillation):
             raise ValueError(f"method.precision={precision!r}: choose from float32, bfloat16")
         if not reg > 0:
             raise ValueError(f"method.reg={reg}: a number > 0 is needed")
+        for name, value in (("chunk", chunk), ("online_images", online_images)):
+            if value < 1:
+                raise ValueError(f"method.{name}={value}: a number >= 1 is needed")
         self.reg, self.mirror, self.online_images, self.chunk = reg, mirror, online_images, chunk
         self.pool = pool(new_network=lambda: new_network().to(memory_format=torch.channels_last))
         if not 1 <= krr_networks <= len(self.pool):

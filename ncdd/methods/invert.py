@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -105,7 +105,7 @@ class Invert(Distillation):
         """Accuracies of the frozen network: nearest mean of the set, nearest real mean (the ceiling), and its own."""
         onehot = F.one_hot(synthetic.labels, self.num_classes).float().to(self.device)
         means = weighted_means(self.frozen.forward_features(synthetic.images.to(self.device)), onehot)
-        found = {
+        found: dict[str, Callable[[Tensor], Tensor]] = {
             "ncc_accuracy": lambda x: -squared_distances(self.frozen.forward_features(x), means),
             "ncc_accuracy_real": lambda x: -squared_distances(self.frozen.forward_features(x), self.real_means),
             "frozen_accuracy": self.frozen,

@@ -84,11 +84,12 @@ class Joint(Distillation):
         )
         self.pool = pool(new_network=new_network)
         self.objective, self.pool_data, self.match_blocks, self.augment = objective, pool_data, match_blocks, augment
-        self.of_features: Callable[..., Tensor] | None = {
+        of_features: dict[str, Callable[..., Tensor]] = {
             "ncc": partial(joint.ncc, temperature=temperature),
             "means": joint.means,
             "krr_etf": partial(joint.krr_etf, reg=reg),
-        }.get(objective)
+        }
+        self.of_features = of_features.get(objective)
         self.unroll = partial(joint.unroll, steps=inner_steps, step_size=inner_lr)
         self.etf_weight, self.covariance_weight = etf_weight, covariance_weight
 

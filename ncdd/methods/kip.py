@@ -23,7 +23,8 @@ CORRUPTION = 210  # stream of random numbers
 class KIP(Distillation):
     """Kernel inducing points (Nguyen, Chen & Lee 2021, arXiv 2011.00050; Nguyen et al. 2021, arXiv 2107.13034).
 
-    The loss is ``0.5 mean((K_ts (K_ss + l I)^-1 y_s - y_t)^2)`` over real targets and classes, labels are one-hot - 1/K.
+    The loss is ``0.5 mean((K_ts (K_ss + l I)^-1 y_s - y_t)^2)`` over real targets t and classes; labels are one-hot -
+    1/K.
 
     kernel:     a name of `ncdd.kernels.named`.  reg: ``l = reg tr(K_ss) / n``.
     targets_per_class: real images of each class in a step, drawn anew; all of a class that has fewer.
@@ -33,6 +34,9 @@ class KIP(Distillation):
     memory:     bytes for the kernel's intermediate values, and so how many targets are taken at one time.
     Other arguments: `Distillation`.
     """
+
+    noise: Tensor
+    corrupt: Tensor
 
     def __init__(
         self,

@@ -69,5 +69,5 @@ class LabelSolve(Distillation):
 
     def measure(self, synthetic: SyntheticSet, loader: Iterable[Batch]) -> dict[str, float]:
         """Accuracy of kernel ridge regression from the set."""
-        options = {"reg": self.reg / len(synthetic), "relative": False, "device": self.images.device}
-        return {"krr_accuracy": krr_accuracy(self.kernel, synthetic, loader, **options)}
+        found = krr_accuracy(self.kernel, synthetic, loader, reg=self.ridge, relative=False, device=self.images.device)
+        return {"krr_accuracy": found}

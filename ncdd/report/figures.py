@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from ncdd.report.curves import collapse_figure, training_figure
+from ncdd.report.evaluation import evaluation_figure
 from ncdd.report.features import features_figure
 from ncdd.report.folder import job_folders, read_geometry, read_metrics
 from ncdd.report.gram import gram_figure
@@ -102,6 +103,8 @@ def _figures(folder: Path) -> dict[str, Figure | None]:
         figures |= {"gram": gram_figure(geometry), "features": features_figure(geometry)}
     if (folder / "layers.csv").exists():
         figures["layers"] = layers_figure(read_rows(folder / "layers.csv"))
+    if (folder / "evaluate.csv").exists():
+        figures["evaluate"] = evaluation_figure(read_rows(folder / "evaluate.csv"))
     if (folder / "ood.npz").exists():
         figures["ood"] = ood_figure(read_scores(folder / "ood.npz"), read_rows(folder / "ood.csv"))
     return figures

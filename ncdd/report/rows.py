@@ -14,8 +14,9 @@ from rich.table import Table
 from ncdd.report.table import number, wide_console
 from ncdd.runfolder import write_text
 
-TABLES = ("layers.csv", "ood.csv")  # what tasks leave in a run's folder
-NAMES = ("layer", "score")  # columns of text
+TABLES = ("layers.csv", "ood.csv", "evaluate.csv", "collapse.csv")  # what tasks leave in a run's folder
+NAMES = ("layer", "score", "set", "network", "protocol", "split")  # columns of text
+COUNTS = ("n", "steps")  # columns of whole numbers
 Row = Mapping[str, Any]
 
 
@@ -41,7 +42,14 @@ def print_rows(rows: Sequence[Row], *, title: str) -> None:
         justify: Literal["left", "right"] = "left" if isinstance(value, str) else "right"
         table.add_column(re.sub(r"/|_+", "\n", name), justify=justify, vertical="bottom")
     for row in rows:
-        table.add_row(*(escape(v) if isinstance(v, str) else number(name, v) for name, v in row.items()))
+        table.add_row(*(_cell(name, value) for name, value in row.items()))
     console = wide_console()
     console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
+
+
+def _cell(name: str, value: Any) -> str:
+    """Text as it is, counts in full, other numbers as `number` shows them."""
+    if isinstance(value, str):
+        return escape(value)
+    return f"{int(value):,}" if name in COUNTS else number(name, value)

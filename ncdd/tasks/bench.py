@@ -13,6 +13,8 @@ from torch import nn
 
 from ncdd.callbacks.record import Record
 from ncdd.data import ImageDataModule
+from ncdd.data.loader import DeviceLoader
+from ncdd.distill.compute import hardware
 from ncdd.runfolder import write_json
 
 
@@ -20,10 +22,12 @@ from ncdd.runfolder import write_json
 class Bench:
     """Networks, data, and where what is found goes.
 
+    method: a LightningModule, of the run that made the set, which has seen no data.
     new_network: a `ncdd.models.Network` with fresh weights from torch's global generator, on the CPU.
     data: set up.  folder: of this run.  trainer, record: as for training, but nothing is fitted.
     """
 
+    method: pl.LightningModule
     new_network: Callable[[], nn.Module]
     data: ImageDataModule
     seed: int
@@ -34,5 +38,20 @@ class Bench:
 
     def summarise(self, final: Mapping[str, float]) -> None:
         """summary.json, as a training run leaves one."""
-        facts: dict[str, Any] = {**self.record.facts, "epochs": 0, "seconds": self.record.seconds}
+        facts: dict[str, Any] = {**self.record.facts, "epochs": 0, "seconds": round(self.record.seconds, 3)}
+        facts["hardware"] = hardware(self.device)
         write_json(self.folder / "summary.json", {"status": "done", **facts, "initial": {}, "final": dict(final)})
+
+
+def sample_loader(data: ImageDataModule, split: str, max_samples: int | None) -> DeviceLoader:
+    """At most `max_samples` of a split, drawn once by the data's seed, un-augmented and in their stored order."""
+    images = data.splits[split]
+    if max_samples is not None and len(images) > max_samples:
+        generator = torch.Generator().manual_seed(data.seed)
+        images = images.select(torch.randperm(len(images), generator=generator)[:max_samples].sort().values)
+    return DeviceLoader(
+        images=images,
+        normalisation=data.normalisation,
+        batch_size=data.measure_batch_size,
+        num_workers=data.num_workers,
+    )

@@ -1,4 +1,4 @@
-"""`task=evaluate`: what a synthetic set is worth, beside baselines of its size, on other networks, and what it costs."""
+"""`task=evaluate`: what a synthetic set is worth: beside baselines of its size, on other networks, and at what cost."""
 
 from __future__ import annotations
 
@@ -17,10 +17,20 @@ from ncdd.callbacks.distilled import DistilledSet
 from ncdd.collapse import NeuralCollapse
 from ncdd.data import ImageDataModule
 from ncdd.data.seeding import fold_in
+from ncdd.data.whitening import Whitening
 from ncdd.distill import SyntheticSet
-from ncdd.distill import evaluate as judge
+from ncdd.distill.compute import hardware
 from ncdd.distill.coresets import CORESETS
-from ncdd.distill.evaluate import Evaluation, NewNetwork, Protocol
+from ncdd.distill.evaluate import (
+    Evaluation,
+    NewNetwork,
+    Protocol,
+    are_probabilities,
+    best_protocol,
+    merged,
+)
+from ncdd.distill.evaluate import baselines as baseline_sets
+from ncdd.distill.evaluate import evaluate as judge
 from ncdd.distill.ranking import Scores, scores, with_hard_labels
 from ncdd.distill.start import read
 from ncdd.models import Network
@@ -29,11 +39,14 @@ from ncdd.report.rows import Row, print_rows, write_rows
 from ncdd.tasks.bench import Bench, sample_loader
 
 log = logging.getLogger(__name__)
-THIS, HARD, REAL = "this set", "this set, hard labels", "real data"
-OWN_STEPS = "own steps"
+THIS, HARD, REAL = "this_set", "hard_labels", "real_data"
+OWN_STEPS = "own_steps"
 COLLAPSE = ("accuracy", "nc1_pinv", "nc2_etf_M", "nc2_etf_W", "nc3_dual_etf", "nc4_agree_bias")
 Body = Callable[..., Any]  # (in_channels=, image_size=) -> a body with `forward_features` and `num_features`
 Head = Callable[..., nn.Linear]  # (num_features=, num_classes=) -> the last layer
+Further = Callable[[nn.Module], Mapping[str, float]] | None
+Protocols = Mapping[str, Protocol]
+Shared = Mapping[str, Any]  # arguments of all evaluations
 
 
 @dataclass(frozen=True)
@@ -62,11 +75,12 @@ class Result:
     def collapse_rows(self) -> list[Row]:
         """A row a split: the networks' mean of each metric of `COLLAPSE`."""
         splits = dict.fromkeys(name.split("/")[0] for numbers in self.found.further for name in numbers)
-        return [
-            {"set": self.trained_on, "split": split, "n": len(self.found.further)}
-            | {name: float(np.mean([numbers[f"{split}/{name}"] for numbers in self.found.further])) for name in COLLAPSE}
-            for split in splits
-        ]
+
+        def mean(name: str) -> float:
+            return float(np.mean([numbers[name] for numbers in self.found.further]))
+
+        about = {"set": self.trained_on, "n": len(self.found.further)}
+        return [{**about, "split": split, **{name: mean(f"{split}/{name}") for name in COLLAPSE}} for split in splits]
 
 
 def evaluate(
@@ -104,33 +118,34 @@ def evaluate(
     others = {name: partial(network_of, architectures[name], head, data) for name in cross}
     for new_network in others.values():
         new_network()  # what cannot read these images says so before hours have passed
+    plain, protocol = next(iter(protocols.items()))
+    own = {name: p for name, p in own_protocols(bench, synthetic).items() if p not in protocols.values()}
+    suitable = {name: suited(p, synthetic) for name, p in ({**protocols, **own}).items()}
     shared = {"test": data.test_dataloader(), "seed": bench.seed, "networks": networks, "device": bench.device}
     loaders = {"train": sample_loader(data, "train", collapse_samples), "test": data.test_dataloader()}
     collapse = partial(collapse_of, loaders=loaders, num_classes=data.num_classes)
-    mine = {name: suited(p, synthetic) for name, p in (protocols | own_protocols(bench, synthetic)).items()}
-    train = SyntheticSet(images=read(data.splits["train"], data.normalisation), labels=data.splits["train"].classes.cpu())
-    plain = next(iter(protocols.values()))
-    parts = [
-        of_set(bench, synthetic, mine, shared, collapse),
-        of_baselines(bench, baselines_of(synthetic, train, baselines, draws, bench), mine, shared),
-        of_architectures(synthetic, others, mine, shared),
-    ]
-    if real is not None:
-        parts.append(of_real(bench, train, real, shared | {"networks": real_networks}, collapse))
+
+    parts = [of_set(bench, synthetic, suitable, shared, collapse)]
+    if baselines or real:
+        train = real_images(data)
+        parts.append(of_baselines(bench, real_sets(synthetic, train, baselines, draws, bench), suitable, shared))
+    parts.append(of_architectures(synthetic, others, suitable, shared))
+    if real:
+        parts.append(of_real(bench, train, real, {**shared, "networks": real_networks}, collapse))
         if synthetic.labels.ndim == 2:
-            parts.append(of_set(bench, with_hard_labels(synthetic), {next(iter(protocols)): plain}, shared, None, HARD))
+            parts.append(of_hard_labels(bench, synthetic, plain, protocol, shared))
     results: list[Result] = []
     for result in chain(*parts):
         log.info("%s, %s, %s: %s", result.trained_on, result.network, result.protocol, result.found)
         results.append(result)
-    publish(bench, results, ranking(results, mine))
+    publish(bench, f"{len(synthetic)} images", results, dd_ranking(results, suitable))
 
 
 # ---------------------------------------------------------------- what fits what
 
 
 def fitting(synthetic: SyntheticSet, data: ImageDataModule, *, trust: bool) -> SyntheticSet:
-    """The set, where it is of images and classes as the data's, in the same units; else ValueError that says how not."""
+    """The set, where it is of images and classes as the data's, in the same units; else ValueError."""
     shape, own = data.splits["test"].shape, tuple(synthetic.images.shape[1:])
     if own != shape:
         raise ValueError(f"distilled: the set is of images of shape {own}, those of {data.source_name} are {shape}")
@@ -152,13 +167,254 @@ def fitting(synthetic: SyntheticSet, data: ImageDataModule, *, trust: bool) -> S
             f"distilled: the set was normalised with {list(theirs.mean)}, {list(theirs.std)}, here are {means}: "
             "set dataset.mean and dataset.std to the former"
         )
-    pair = [None if whitening is None else whitening.matrix for whitening in (synthetic.whitening, data.whitening)]
-    same = pair[0] is pair[1] if None in pair else pair[0].shape == pair[1].shape and torch.allclose(*pair, rtol=1e-3)
+    if not same_whitening(synthetic.whitening, data.whitening):
+        raise ValueError(
+            f"distilled: the set was whitened by another transform than the data, here dataset.whiten={data.whiten}: "
+            "give dataset.whiten, dataset.val_fraction and seed as in the run that made it"
+        )
     return synthetic
 
 
-def check_names(**settings: tuple[Sequence[str], Iterable[str]]) -> None:
+def same_whitening(one: Whitening | None, other: Whitening | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.matrix.shape == other.matrix.shape and torch.allclose(one.matrix, other.matrix, rtol=1e-3, atol=1e-5)
+
+
+def check_names(**settings: tuple[Iterable[str], Iterable[str]]) -> None:
     """ValueError for a name that is none of the choices."""
     for setting, (names, choices) in settings.items():
         if unknown := set(names) - set(choices):
             raise ValueError(f"task.{setting}: no {min(unknown)!r}; choose from {', '.join(choices)}")
+
+
+def suited(protocol: Protocol, synthetic: SyntheticSet) -> Protocol:
+    """The protocol, with the squared error for labels that are regression targets, as KIP's and FRePo's are."""
+    return protocol if are_probabilities(synthetic.labels) else replace(protocol, loss="mse")
+
+
+def own_protocols(bench: Bench, synthetic: SyntheticSet) -> dict[str, Protocol]:
+    """Those by which the run that made the set has tested it, as own...; none where it is not known."""
+    data, found = bench.data, dict[str, Protocol]()
+    if synthetic.stepwise:
+        return found  # its own steps are
+    for callback in bench.trainer.callbacks:  # type: ignore[attr-defined]
+        if not isinstance(callback, DistilledSet):
+            continue
+        for name, protocol in callback.final.items():
+            if protocol is not None and callback.tune and data.val_fraction:
+                validation: Any = data.val_dataloader()
+                protocol = best_protocol(
+                    synthetic,
+                    bench.new_network,
+                    validation,
+                    protocol,
+                    callback.tune,
+                    networks=max(1, callback.networks),
+                    seed=bench.seed,
+                    device=bench.device,
+                )
+            if protocol is not None:
+                found[name.replace("accuracy", "own")] = protocol
+    return found
+
+
+# ---------------------------------------------------------------- what is trained
+
+
+def of_set(
+    bench: Bench,
+    synthetic: SyntheticSet,
+    protocols: Protocols,
+    shared: Shared,
+    further: Further,
+) -> Iterator[Result]:
+    """The set itself: by its own steps where it has them, then by each protocol; of the first `further`, too."""
+    name = name_of(bench)
+    if synthetic.stepwise:
+        yield Result(THIS, name, OWN_STEPS, judge(synthetic, held_out(bench), **shared))
+    for protocol_name, protocol in protocols.items():
+        found = judge(synthetic, bench.new_network, protocol=protocol, own_steps=False, further=further, **shared)
+        yield Result(THIS, name, protocol_name, found)
+        further = None
+
+
+def of_baselines(
+    bench: Bench,
+    sets: Mapping[str, Sequence[SyntheticSet]],
+    protocols: Protocols,
+    shared: Shared,
+) -> Iterator[Result]:
+    """Each baseline by each protocol; the networks are shared out among its draws."""
+    for baseline, draws in sets.items():
+        each = max(1, shared["networks"] // len(draws))
+        for protocol_name, protocol in protocols.items():
+            found = [
+                judge(
+                    of_draw,
+                    bench.new_network,
+                    protocol=protocol,
+                    **{**shared, "networks": each, "seed": fold_in(bench.seed, draw)},
+                )
+                for draw, of_draw in enumerate(draws)
+            ]
+            yield Result(baseline, name_of(bench), protocol_name, merged(found))
+
+
+def of_architectures(
+    synthetic: SyntheticSet,
+    others: Mapping[str, NewNetwork],
+    protocols: Protocols,
+    shared: Shared,
+) -> Iterator[Result]:
+    """The set on other networks, by the first protocol."""
+    protocol_name, protocol = next(iter(protocols.items()))
+    for name, new_network in others.items():
+        found = judge(synthetic, new_network, protocol=protocol, own_steps=False, **shared)
+        yield Result(THIS, name, protocol_name, found)
+
+
+def of_real(
+    bench: Bench, train: SyntheticSet, protocol: Protocol, shared: Shared, further: Further
+) -> Iterator[Result]:
+    """All real images."""
+    found = judge(train, bench.new_network, protocol=protocol, further=further, **shared)
+    yield Result(REAL, name_of(bench), "real", found)
+
+
+def of_hard_labels(
+    bench: Bench, synthetic: SyntheticSet, name: str, protocol: Protocol, shared: Shared
+) -> Iterator[Result]:
+    """The set with each soft label's class: what the images are worth without their labels."""
+    hard = with_hard_labels(synthetic)
+    found = judge(hard, bench.new_network, protocol=protocol, own_steps=False, **shared)
+    yield Result(HARD, name_of(bench), name, found)
+
+
+def real_images(data: ImageDataModule) -> SyntheticSet:
+    """The train split as a set."""
+    train = data.splits["train"]
+    return SyntheticSet(images=read(train, data.normalisation), labels=train.classes.cpu())
+
+
+def real_sets(
+    synthetic: SyntheticSet, train: SyntheticSet, names: Sequence[str], draws: int, bench: Bench
+) -> dict[str, list[SyntheticSet]]:
+    """Sets of real images as large as the synthetic one; ValueError where that is not so many of each class."""
+    num_classes = bench.data.num_classes
+    if names and len(synthetic) % num_classes:
+        raise ValueError(
+            f"task.baselines: {len(synthetic)} images cannot be shared equally by {num_classes} classes; set []"
+        )
+    return baseline_sets(
+        train.images,
+        train.labels,
+        names=names,
+        num_classes=num_classes,
+        per_class=len(synthetic) // num_classes,
+        seed=bench.seed,
+        draws=draws,
+    )
+
+
+def network_of(body: Body, head: Head, data: ImageDataModule) -> Network:
+    """A network of an architecture for these data."""
+    model = body(in_channels=data.in_channels, image_size=data.image_size)
+    return Network(model, head(num_features=model.num_features, num_classes=data.num_classes))
+
+
+def name_of(bench: Bench) -> str:
+    """What the set's own architecture is called."""
+    return type(bench.new_network().model).__name__.lower()
+
+
+def held_out(bench: Bench) -> NewNetwork:
+    """The networks that the method which made the set keeps for testing; fresh ones where it is not known."""
+    method: Any = bench.method
+    if not hasattr(method, "held_out"):
+        return bench.new_network
+    method.trainer = bench.trainer
+    method.setup("fit")
+    return method.held_out()
+
+
+# ---------------------------------------------------------------- what is measured
+
+
+@torch.no_grad()
+def collapse_of(
+    network: nn.Module, *, loaders: Mapping[str, Iterable[tuple[Tensor, Tensor]]], num_classes: int
+) -> dict[str, float]:
+    """Neural Collapse as SPLIT/METRIC; of the splits after the first one also against the first one's class means."""
+    values: dict[str, float] = {}
+    reference: Tensor | None = None
+    head: Any = network.head
+    device = head.weight.device
+    for split, loader in loaders.items():
+        metric = NeuralCollapse(num_classes, vci=False).to(device)
+        metric.set_head(head.weight, head.bias)
+        if reference is not None:
+            metric.set_reference(reference)
+        for x, y in loader:
+            features = network.forward_features(x.to(device))  # type: ignore[operator]
+            metric.update(features, y.to(device), head(features))
+        found = metric.measure()
+        reference = found.mean_KD if reference is None else reference
+        values |= {f"{split}/{name}": value for name, value in found.values.items()}
+        values[f"{split}/accuracy"] = found.values["linear_accuracy"]
+    return values
+
+
+def dd_ranking(results: Sequence[Result], protocols: Protocols) -> Scores | None:
+    """DD-Ranking's scores, from the first protocol and, for ars, the first one that augments; None where some lack.
+
+    Of soft labels their classes are the hard ones.
+    """
+    mean = {(result.trained_on, result.protocol): result.found.mean for result in reversed(results)}
+    first = next(iter(protocols))
+    if (REAL, "real") not in mean or ("random", first) not in mean:
+        return None
+    pairs = {name: (mean[THIS, name], mean["random", name]) for name in protocols}
+    augmented = [pairs[name] for name, protocol in protocols.items() if protocol.augment is not None]
+    plain = [pairs[name] for name, protocol in protocols.items() if protocol.augment is None]
+    return scores(
+        real_hard=mean[REAL, "real"],
+        synthetic_hard=mean.get((HARD, first), mean[THIS, first]),
+        synthetic=pairs[first][0],
+        random=pairs[first][1],
+        with_augmentation=augmented[0] if augmented else None,
+        without_augmentation=plain[0] if plain else None,
+    )
+
+
+def publish(bench: Bench, size: str, results: Sequence[Result], found: Scores | None) -> None:
+    """Files, figure and tables."""
+    rows = [result.row() for result in results]
+    collapse = [row for result in results for row in result.collapse_rows()]
+    write_rows(bench.folder / "evaluate.csv", rows)
+    write_rows(bench.folder / "collapse.csv", collapse)
+    ranks = {} if found is None else {f"ranking/{k}": v for k, v in asdict(found).items() if v is not None}
+    bench.summarise(final_values(results) | ranks)
+    if bench.record.figures:
+        draw(bench.folder)
+    where = f"tested on {bench.data.source_name}; {hardware(bench.device)}"
+    print_rows(rows, title=f"{size}, {where}")
+    print_rows(collapse, title="Neural Collapse of the networks, on real images")
+    if found is not None:
+        print_rows([{"score": name, "value": value} for name, value in ranks.items()], title="DD-Ranking")
+
+
+def final_values(results: Sequence[Result]) -> dict[str, float]:
+    """For the summary: `test/accuracy` (first protocol), `test/accuracy_PROTOCOL` and SPLIT/METRIC of the set itself;
+    `cross/NETWORK/accuracy`; and as those of the set, but behind `BASELINE/` or `real_data/`, of others."""
+    first = next(result.protocol for result in results if result.protocol != OWN_STEPS)
+    own, values = results[0].network, dict[str, float]()
+    for result in results:
+        of = "test" if result.trained_on == THIS else result.trained_on
+        of = of if result.network == own else f"cross/{result.network}"
+        name = f"{of}/accuracy" if result.protocol in (first, "real") else f"{of}/accuracy_{result.protocol}"
+        values |= {name: result.found.mean, f"{name}_std": result.found.std}
+        for row in result.collapse_rows():
+            of = row["split"] if result.trained_on == THIS else f"{result.trained_on}/{row['split']}"
+            values |= {f"{of}/{metric}": row[metric] for metric in COLLAPSE if metric != "accuracy"}
+    return values

@@ -16,6 +16,7 @@ from ncdd.data import ImageDataModule
 from ncdd.data.loader import DeviceLoader
 from ncdd.models.checkpoint import Checkpoint, put, read, series
 from ncdd.runfolder import write_json
+from ncdd.tasks.bench import sample_loader
 
 
 @dataclass(frozen=True)
@@ -50,16 +51,7 @@ class Subject:
 
     def loader(self, split: str, max_samples: int | None) -> DeviceLoader:
         """At most `max_samples` of a split, drawn once by the data's seed, un-augmented and in their stored order."""
-        images = self.data.splits[split]
-        if max_samples is not None and len(images) > max_samples:
-            generator = torch.Generator().manual_seed(self.data.seed)
-            images = images.select(torch.randperm(len(images), generator=generator)[:max_samples].sort().values)
-        return DeviceLoader(
-            images=images,
-            normalisation=self.data.normalisation,
-            batch_size=self.data.measure_batch_size,
-            num_workers=self.data.num_workers,
-        )
+        return sample_loader(self.data, split, max_samples)
 
     @torch.no_grad()
     def features(self, loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -215,3 +215,13 @@ def test_mean_and_deviation():
 def test_what_cannot_be_evaluated(changes, message):
     with pytest.raises(ValueError, match=message):
         evaluate(**{"synthetic": real_set(), "new_network": new_network, "test": TEST, "seed": 0} | changes)
+
+
+def test_the_best_of_several_protocols_is_by_validation(caplog):
+    """A rate of 1e-6 teaches nothing, one of 10 diverges, so 0.05 wins; equal ones are told apart by their order."""
+    tried = {"lr": [1e-6, 0.05, 10.0], "weight_decay": [0.0, 0.0]}
+    with caplog.at_level(logging.INFO):
+        found = ev.best_protocol(real_set(), new_network, TEST, replace(QUICK, epochs=20), tried, seed=0)
+    assert found == replace(QUICK, epochs=20, lr=0.05, weight_decay=0.0)
+    assert len(caplog.messages) == 6
+    assert caplog.messages[0].startswith("lr 1e-06, weight_decay 0 on validation: ")

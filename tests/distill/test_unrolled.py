@@ -215,6 +215,17 @@ def test_gradients_reach_raw_sizes_shared_images_and_soft_labels_through_shared_
     torch.testing.assert_close(unrolled.step_sizes(raw), torch.full((4,), 0.1).double(), rtol=1e-6, atol=0)
 
 
+def test_a_balanced_order_takes_as_many_of_each_class_in_every_step():
+    classes = torch.arange(3).repeat_interleave(4 * 2)  # two images a class in each of four steps
+    order = unrolled.balanced_order(3, 2, steps=4, epochs=2)
+    assert order.shape == (8, 6)
+    for rows in order:
+        assert classes[rows].bincount().tolist() == [2, 2, 2]
+    assert order[0].tolist() == [0, 1, 8, 9, 16, 17]
+    assert order[:4].flatten().sort().values.tolist() == list(range(24)), "an epoch uses every image once"
+    assert torch.equal(order[4:], order[:4])
+
+
 def test_shuffling_moves_whole_steps():
     order = unrolled.repeated_order(20, steps=10, epochs=1)
     mixed = unrolled.shuffled_order(order, draw())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncdd.kernels import Kernel, conv, convnet, fc, myrtle
+from ncdd.kernels import Kernel, conv, convnet, fc, myrtle, named
 from tests.kernels import brute
 from tests.kernels.conftest import noise, relative
 
@@ -162,6 +162,14 @@ def test_scale():
 def test_errors(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_names_of_papers():
+    for name, kernel in (("fc3", fc(3)), ("conv3", conv(3)), ("convnet3", convnet(prepend=False))):
+        assert named(name, memory=10).architecture == kernel.architecture
+    assert named("convnet", memory=10).memory == 10
+    with pytest.raises(ValueError, match="kernel='resnet': choose from fc1, fc2, fc3, conv3, convnet, convnet3, myrt"):
+        named("resnet")
 
 
 @pytest.mark.gpu

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from ncdd.callbacks.guards import StepSeed
-from ncdd.data import ImageDataModule, sources
+from ncdd.data import ImageDataModule, Images, Source, sources
 from ncdd.data.draws import DrawLoader, Sampling
 from ncdd.distill.augment import DiffAugment
 from ncdd.distill.regression import centred, krr_accuracy
@@ -47,7 +47,7 @@ def digits() -> ImageDataModule:
 
 
 def fit(method, data, steps, folder=None, resume=None):
-    """Trained for so many steps; the state at the end of each epoch in `folder`."""
+    """Trained for so many steps, less than an epoch or whole ones; the state at the end of each epoch in `folder`."""
 
     class Save(pl.Callback):
         def on_train_epoch_end(self, trainer, _):
@@ -55,8 +55,8 @@ def fit(method, data, steps, folder=None, resume=None):
                 trainer.save_checkpoint(folder / f"{trainer.global_step}.ckpt")
 
     trainer = pl.Trainer(
-        max_steps=steps,
-        max_epochs=-1,
+        max_epochs=max(1, steps // EVERY),
+        limit_train_batches=min(steps, EVERY),
         limit_val_batches=0,
         accelerator="cpu",
         logger=False,
@@ -187,18 +187,19 @@ def test_wrong_settings_are_named(changes, message):
         kip(**changes)
 
 
-def test_kernels_that_fail_say_what_helps(digits):
-    def spoilt(value):
-        class Spoilt(KIP):
-            def setup(self, stage):
-                super().setup(stage)
-                self.images.data[:2] = value
-
-        own = kip(reg=0.0)
-        own.__class__ = Spoilt
-        return own
-
+def test_kernels_that_fail_say_what_helps(digits, source_of_twins):
     with pytest.raises(ValueError, match=r"the 10 x 10 kernel matrix is singular with reg=0: raise reg"):
-        fit(spoilt(0.0), digits, 1)
-    with pytest.raises(ValueError, match=r"NaN or infinite entries: .* raise reg, which is 0, or lower the learning"):
-        fit(spoilt(float("nan")), digits, 1)
+        fit(kip(reg=0.0, targets_per_class=1), source_of_twins, 1)
+    wild = {"optimizer": lambda groups: torch.optim.SGD(groups, lr=1e200)}
+    with pytest.raises(ValueError, match=r"NaN or infinite entries: .* raise reg, which is 1e-06, or lower the learn"):
+        fit(kip(**wild), digits, 5)
+
+
+@pytest.fixture
+def source_of_twins() -> ImageDataModule:
+    """Ten classes with the same image."""
+    images = Images(torch.full((10, 1, 4, 4), 7, dtype=torch.uint8), torch.arange(10))
+    twins = Source(images, images, list("abcdefghij"), "twins")
+    data = ImageDataModule(source=twins, mean=[0.5], std=[0.5], batch_size=5, measure_batch_size=5, seed=0)
+    data.setup()
+    return data
