@@ -27,7 +27,8 @@ class Invert(Distillation):
     the frozen network as good as the real means do: that is the ceiling of this method, and `measure` tells it. How
     much of it a fresh network learns from the images is another question, and the evaluation tells that.
 
-    model, head, checkpoint: the network, and the file or run folder with its weights, the last where there are several.
+    model, head: the network.  checkpoint: the file or run folder with its weights, the last where there are several;
+        None leaves it untrained, the control.
     target: "means": t_c = mu_c; "etf": `mean_c mu_c + sqrt(s) w_c / ||w_c||`, the vertex that the head's row w_c names.
     total_variation: weight of the mean absolute difference of neighbouring pixels, a prior for smooth images.
     Other arguments: `Distillation`.
@@ -44,7 +45,7 @@ class Invert(Distillation):
         images_per_class: int,
         init: str,
         learn_labels: bool,
-        checkpoint: str,
+        checkpoint: str | None,
         target: Literal["means", "etf"],
         total_variation: float,
     ) -> None:
@@ -64,11 +65,12 @@ class Invert(Distillation):
             sampling=Sampling(batch_size=1),  # a step needs no real images: all have been seen, in on_fit_start
         )
         self.frozen = Network(model, head).requires_grad_(False)
-        self.checkpoint, self.target, self.total_variation = Path(checkpoint), target, total_variation
+        self.checkpoint, self.target, self.total_variation = checkpoint, target, total_variation
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        put(read(files(self.checkpoint)[-1]), self.frozen.model, self.frozen.head)
+        if self.checkpoint:
+            put(read(files(Path(self.checkpoint))[-1]), self.frozen.model, self.frozen.head)
 
     def train(self, mode: bool = True) -> Invert:
         super().train(mode)

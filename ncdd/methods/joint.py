@@ -36,7 +36,7 @@ class Joint(Distillation):
         through the head, in which nothing tells of the real data, the control.
     pool: factory of the `NetworkPool`, given new_network.
     pool_data: what the networks are trained on, "S", "T" or "S+T".
-    match_blocks: what every block of the model puts out is matched as the features are, a loss added for each.
+    match_blocks: what each block of the model puts out is matched as the features are, a loss added for each.
     real_per_class: images of each class in T.  augment: one draw for all images of a step.
     temperature: of ncc.  reg: of krr_etf.  inner_steps, inner_lr: of unroll.
     etf_weight, covariance_weight: of `etf_alignment` and `covariance_matching`, which are added to any objective.
@@ -156,11 +156,11 @@ class Joint(Distillation):
         return loss
 
     def seen(self, network: Network, images: Tensor) -> list[Tensor]:
-        """What the blocks that are matched put out, (B, D) each, and last the features."""
+        """What the blocks before the last put out, where they are matched, (B, D) each, and last the features."""
         found: list[Tensor] = []
-        names = blocks(network.model) if self.match_blocks else []
+        names = blocks(network.model)[:-1] if self.match_blocks else []
         hooks = [
-            network.model.get_submodule(name).register_forward_hook(lambda *call: found.append(call[-1].flatten(1)))
+            network.model.get_submodule(name).register_forward_hook(lambda *call: found.append(coarse(call[-1])))
             for name in names
         ]
         try:
@@ -203,6 +203,11 @@ class Joint(Distillation):
         means = joint.weighted_means(oldest.forward_features(synthetic.images.to(self.device)), weights)
         nearest = accuracy(lambda x: -joint.squared_distances(oldest.forward_features(x), means), loader, self.device)
         return {"ncc_accuracy": nearest}
+
+
+def coarse(features: Tensor) -> Tensor:
+    """(B, ...) -> (B, D); maps (B, C, H, W) are averaged over 2 x 2 positions, as a ConvNet goes on with them."""
+    return (F.avg_pool2d(features, 2, ceil_mode=True) if features.ndim == 4 else features).flatten(1)
 
 
 class _Now:

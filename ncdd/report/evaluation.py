@@ -9,18 +9,18 @@ from matplotlib.figure import Figure
 from ncdd.report.style import LARGE, MEDIUM, MUTED, OKABE_ITO, SMALL, new_figure, plain_axes
 
 Row = dict[str, Any]
-STEP = 0.16  # between the marks of two protocols, in rows
+LINE = 0.19  # inches for the mark of a protocol
 
 
 def evaluation_figure(rows: Sequence[Row]) -> Figure:
-    """Mean and standard deviation over networks: a row a set on its own network, and a row a network of the first set."""
+    """Mean and standard deviation over networks, of all sets on one network and of the first set on all networks."""
     first, own, protocol = rows[0]["set"], rows[0]["network"], _first_protocol(rows)
     sets = [row for row in rows if row["network"] == own]
     others = [row for row in rows if row["set"] == first and row["protocol"] == protocol]
     names = list(dict.fromkeys(row["protocol"] for row in rows))
     colours = {name: MUTED if name == "real" else colour for name, colour in zip(names, _colours(names), strict=True)}
     cross = len(others) > 1
-    height = 1.4 + 0.5 * max(len({row["set"] for row in sets}), len(others))
+    height = 1.4 + (LINE * len(names) + 0.15) * max(len({row["set"] for row in sets}), len(others))
     figure = new_figure(11 if cross else 7, height)
     axes = list(figure.subplots(1, 1 + cross, squeeze=False, width_ratios=(3, 2)[: 1 + cross]).flat)
     _marks(axes[0], sets, "set", colours)
@@ -48,7 +48,7 @@ def _marks(ax: Axes, rows: Sequence[Row], key: str, colours: dict[str, str]) -> 
     protocols = list(dict.fromkeys(row["protocol"] for row in rows))
     for n, protocol in enumerate(protocols):
         found = [row for row in rows if row["protocol"] == protocol]
-        shift = STEP * (n - (len(protocols) - 1) / 2) if protocol != "real" else 0
+        shift = 0.6 * ((n + 0.5) / len(protocols) - 0.5) if protocol != "real" else 0
         for row, label in zip(found, [_shown(protocol), *[None] * len(found)], strict=False):
             at, mean, std = heights[row[key]] + shift, 100 * row["accuracy"], 100 * row["accuracy_std"]
             looks: dict[str, Any] = {"color": colours[protocol], "markersize": 5, "capsize": 2, "linewidth": 1.4}

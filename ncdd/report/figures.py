@@ -11,6 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from ncdd.report.curves import collapse_figure, training_figure
+from ncdd.report.distillation import distillation_figure
 from ncdd.report.evaluation import evaluation_figure
 from ncdd.report.features import features_figure
 from ncdd.report.folder import job_folders, read_geometry, read_metrics
@@ -33,8 +34,8 @@ _DRAWING = threading.Lock()  # Matplotlib's text layout is shared by all figures
 def draw(folder: str | os.PathLike[str], formats: Sequence[str] = ("png",)) -> list[Path]:
     """Write the figures that the run folder has data for into its `figures/`, and return their paths.
 
-    `curves` and `collapse` need metrics.csv, `gram` and `features` need collapse.npz. A figure appears under its name
-    only when it is complete. pdf and svg are sized for a paper. Safe in threads and without a display.
+    `curves`, `collapse` and `distillation` need metrics.csv, `gram` and `features` need collapse.npz. A figure appears
+    under its name only when it is complete. pdf and svg are sized for a paper. Safe in threads and without a display.
     """
     folder = Path(folder)
     _check(folder, formats)
@@ -97,7 +98,10 @@ def _figures(folder: Path) -> dict[str, Figure | None]:
     figures: dict[str, Figure | None] = {}
     if (folder / "metrics.csv").exists():
         metrics = read_metrics(folder)
-        figures |= {"curves": training_figure(metrics), "collapse": collapse_figure(metrics)}
+        figures |= {"distillation": distillation_figure(read_metrics(folder, "step"))}
+        if figures["distillation"] is None or "train/accuracy" in metrics:
+            figures["curves"] = training_figure(metrics)
+        figures["collapse"] = collapse_figure(metrics)
     if (folder / "collapse.npz").exists():
         geometry = read_geometry(folder)
         figures |= {"gram": gram_figure(geometry), "features": features_figure(geometry)}

