@@ -27,6 +27,7 @@ NEEDS = {
     "dataset/distilled": ["dataset.path=set.safetensors"],
     "trainer/gpu": ["trainer.accelerator=cpu"],
     "method/etf": ["head=etf"],
+    "method/invert": ["method.checkpoint=null"],
     "model/unconstrained": ["dataset=ufm"],
     "callbacks/ufm": ["experiment=ufm"],
 }

@@ -26,6 +26,13 @@ RUNS = [command for command in COMMANDS if command[:2] == ["python", "run.py"]]
 REPORTS = [command for command in COMMANDS if command[:2] == ["python", "-m"] and command[2].startswith("ncdd.report")]
 # enough to see that a command is valid, in seconds
 SMALL = ["trainer.max_epochs=1", "dataset.samples_per_class=4", "model.width=4", "figures=false", "logger=csv"]
+SMALL_SET = [  # of a distillation
+    "dataset.samples_per_class=20", "distill.iterations=2", "distill.every=1", "callbacks.distilled.networks=1",
+    "callbacks.distilled.final_networks=1", "callbacks.distilled.protocol.epochs=1", "figures=false", "logger=csv",
+    "callbacks.distilled.final.accuracy_augmented=null", "callbacks.distilled.tune={}",
+]  # fmt: skip
+SMALL_EVALUATION = ["task.networks=1", "task.draws=1", "task.real=null", "task.cross=[]", "logger=csv"]
+DISTILLATIONS = ("matching", "joint", "kip")
 INSTEAD = {"dataset@ood=mnist": "dataset@ood=digits"}  # files that a user's machine need not have
 
 
@@ -41,6 +48,9 @@ def trained(tmp_path_factory):
     command = ["python", "run.py", "callbacks=every_epoch", "model=mlp", "hydra.run.dir=RUN"]
     result = execute(command, folder, *(o for o in SMALL if not o.startswith("model")))
     assert result.returncode == 0, result.stderr
+    result = execute(["python", "run.py", "method=coreset", "hydra.run.dir=SET"], folder, *SMALL_SET, "model.width=4")
+    assert result.returncode == 0, result.stderr
+    shutil.copy(folder / "SET" / "distilled.safetensors", folder / "RUN")
     shutil.copytree(folder / "RUN", folder / "FOLDER")
     shutil.copytree(folder / "RUN", folder / "multirun" / "widths" / "model.width=4")
     torch.save(torchvision.models.resnet18(num_classes=2).state_dict(), folder / "net.pth")
@@ -56,6 +66,12 @@ def small(command):
     given = {part.split("=")[0] for part in command}
     if "--help" in command:
         return []
+    if {f"method={name}" for name in DISTILLATIONS} & set(command):
+        return SMALL_SET
+    if "task=evaluate" in command:
+        return SMALL_EVALUATION
+    if "dataset=distilled" in command:
+        return [option for option in SMALL if "samples_per_class" not in option]
     if "experiment=ufm" in command or "checkpoint=RUN" in command or "checkpoint=net.pth" in command:
         return ["logger=csv", "figures=false", *["trainer.max_epochs=2"] * ("experiment=ufm" in command)]
     return [option for option in SMALL if option.split("=")[0] not in given]
@@ -84,6 +100,15 @@ def test_commands_run_as_printed(command, tmp_path, trained):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     result = execute(command, tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_images_are_taken_out_as_printed(tmp_path, trained):
+    (command,) = [c for c in COMMANDS if c[:3] == ["python", "-m", "ncdd.distill"]]
+    shutil.copytree(trained / "RUN", tmp_path / "RUN")
+    result = execute(command, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert np.load(tmp_path / "set.npz")["images"].shape == (10, 1, 8, 8)
+    assert len(list((tmp_path / "images").rglob("*.png"))) == 10
 
 
 def test_metrics_of_saved_features(tmp_path):

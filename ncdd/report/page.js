@@ -502,7 +502,7 @@
       });
       page.append(section("Gram matrices", gramWords(job), make("div", { class: "grams large" }, ...figures)));
     }
-    if (DATA.features) page.append(section("Features", null, make("img", { src: DATA.features, alt: "Features, class means and classifier in the span of the class means" })));
+    for (const { title, src } of DATA.pictures ?? []) page.append(section(title, null, make("img", { src, alt: title })));
     page.append(section("Settings", null, make("p", {}, Object.entries(job.overrides).map(([key, value]) => `${key}=${value}`).join("  ")), make("details", {}, make("summary", {}, "config.yaml"), make("pre", { tabindex: 0 }, DATA.config))));
   }
 

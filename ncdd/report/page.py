@@ -114,13 +114,27 @@ def run_data(run: Run) -> Data:
     data = _gather("run", folder, [run])
     if run.job.final:
         summary = read_summary(folder)
+        known = [base for _, base in ROWS]
+        of_set = [name for name in summary.get("distilled", ()) if name not in known and not name.endswith("_std")]
         data |= {"initial": _finite(summary["initial"]), "facts": _facts(summary)}
+        data["rows"] = [*ROWS, *((name.replace("_", " "), name) for name in of_set)]
     config = folder / "config.yaml"
     data["config"] = config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
-    picture = folder / "figures" / "features.png"
-    if picture.exists() and picture.stat().st_size <= LARGEST_IMAGE:
-        data["features"] = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
+    data["pictures"] = _pictures(folder / "figures")
     return data
+
+
+def _pictures(figures: Path) -> list[Data]:
+    """Those that the page cannot draw by itself, each with its heading."""
+    grids = sorted((figures / "distilled").glob("step_*.png"))
+    named = [("Synthetic images, as they are learned", figures / "distilled.webp")]
+    named += [("Synthetic images", path) for path in grids[-1:]]
+    named += [("Evaluation", figures / "evaluate.png"), ("Features", figures / "features.png")]
+    return [
+        {"title": title, "src": f"data:image/{path.suffix[1:]};base64,{base64.b64encode(path.read_bytes()).decode()}"}
+        for title, path in named
+        if path.exists() and path.stat().st_size <= LARGEST_IMAGE
+    ]
 
 
 def sweep_data(folder: Path, runs: Sequence[Run]) -> Data:
@@ -198,6 +212,9 @@ def _pixels(cosines: Array) -> str:
 def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """What a run's page says of it in words."""
     facts = {"epochs": summary.get("epochs"), "seconds": summary.get("seconds")}
+    if summary.get("distilled"):
+        facts = {"iterations": summary.get("steps"), "seconds": summary.get("seconds")}
+        facts["of them evaluating"] = summary.get("evaluation_seconds")
     parameters = summary.get("parameters")
     if isinstance(parameters, dict):
         facts |= {f"{name} parameters": count for name, count in parameters.items()}

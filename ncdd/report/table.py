@@ -31,7 +31,7 @@ ROWS = (
     ("NC3  self-duality", "nc3_dual_etf"),
     ("NC4  agreement", "nc4_agree_bias"),
 )
-SPLITS = (("train", "/"), ("val", "/nc"), ("test", "/"), ("real", "/nc"))  # val has columns only with collapse
+SPLITS = (("train", "/"), ("val", "/nc1_"), ("test", "/"), ("real", "/nc1_"))  # val has columns only with collapse
 RESULTS = (
     ("acc %", "test/accuracy"),
     ("aug %", "test/accuracy_augmented"),

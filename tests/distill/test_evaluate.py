@@ -1,6 +1,8 @@
 """Evaluation against a plain torch loop, against itself stacked, and against what its formulas say."""
 
 import logging
+import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -13,7 +15,7 @@ from ncdd.distill import unrolled
 from ncdd.distill.augment import DiffAugment
 from ncdd.distill.compute import Cost, measured
 from ncdd.distill.coresets import coreset
-from ncdd.distill.evaluate import Protocol, cross_architecture, evaluate
+from ncdd.distill.evaluate import Protocol, evaluate
 from ncdd.distill.synthetic import SyntheticSet
 from ncdd.models import MLP, ConvNet, Linear, SimplexETF
 
@@ -84,22 +86,42 @@ def test_seeds_are_the_networks_and_nothing_else():
     assert evaluate(real_set(), new_network, TEST, seed=1, protocol=QUICK, networks=1).accuracies != one.accuracies
 
 
-def test_batch_norm_goes_one_by_one_and_architectures_by_name():
-    found = cross_architecture(
-        real_set(10),
-        {
-            "batch norm": lambda: new_network("batch"),
-            "mlp": lambda: nn.Sequential(
-                MLP(in_channels=1, image_size=8, width=32, depth=1, norm="none"),
-                Linear(num_features=32, num_classes=10, bias=True),
-            ),
-        },
-        TEST,
-        seed=0,
-        protocol=replace(QUICK, batch_size=32, epochs=30),
-    )
-    assert list(found) == ["batch norm", "mlp"]
-    assert all(len(result.accuracies) == 5 and result.mean > 0.6 for result in found.values())
+def mlp() -> nn.Module:
+    body = MLP(in_channels=1, image_size=8, width=32, depth=1, norm="none")
+    return nn.Sequential(body, Linear(num_features=32, num_classes=10, bias=True))
+
+
+@pytest.mark.parametrize("new", [lambda: new_network("batch"), mlp], ids=["batch norm", "mlp"])
+def test_other_networks_learn_too(new):
+    protocol = replace(QUICK, batch_size=32, epochs=30)
+    found = evaluate(real_set(10), new, TEST, seed=0, protocol=protocol, networks=3)
+    assert len(found.accuracies) == 3
+    assert found.mean > 0.6
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_what_else_is_measured_is_of_the_trained_networks(stacked):
+    """The accuracies again, by the networks that are handed out; their training is not part of it."""
+
+    def again(network: nn.Module) -> dict[str, float]:
+        assert not network.training
+        return {"accuracy": ev.accuracy(network, TEST)}
+
+    found = evaluate(real_set(), new_network, TEST, seed=0, protocol=QUICK, networks=2, stacked=stacked, further=again)
+    assert tuple(numbers["accuracy"] for numbers in found.further) == found.accuracies
+    assert found.mean > 0.3
+
+
+def test_cost_of_a_block():
+    with measured("cpu") as cost:
+        held = torch.ones(2**26)  # 256 MiB
+        time.sleep(0.05)
+    with measured("cpu") as little:
+        held = held[:1].clone()
+    assert 0.05 <= cost.seconds < 5
+    assert cost.memory > little.memory + 2**27
+    assert cost.hardware.startswith("CPU, ")
+    assert re.fullmatch(r"0\.\d s, [\d,]+ MB, CPU, \d+ threads?", str(cost))
 
 
 def test_batch_norm_cannot_be_stacked():

@@ -85,22 +85,19 @@ def experts(tmp_path_factory, digits) -> Path:
 
 def fit(learner, data, steps, folder=None, resume=None):
     """Trained for so many steps; the state at the end of each epoch in `folder`."""
-
-    class Save(pl.Callback):
-        def on_train_epoch_end(self, trainer, _):
-            if folder:
-                trainer.save_checkpoint(folder / f"{trainer.global_step}.ckpt")
-
+    save = (
+        [pl.callbacks.ModelCheckpoint(folder, "{step}", save_top_k=-1, save_on_train_epoch_end=True)] if folder else []
+    )
     trainer = pl.Trainer(
         max_steps=steps,
         max_epochs=-1,
         limit_val_batches=0,
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
+        enable_checkpointing=folder is not None,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[StepSeed(seed=0), Save()],
+        callbacks=[StepSeed(seed=0), *save],
     )
     data.draws = (learner.sampling, EVERY)
     trainer.fit(learner, datamodule=data, ckpt_path=resume, weights_only=True)
@@ -136,7 +133,10 @@ def test_dm_is_gradient_descent_on_the_distance_of_class_means(digits):
     optimizer = torch.optim.SGD([images.requires_grad_()], lr=1.0, momentum=0.5)
     for x, y in batches(digits, learner)[:3]:
         optimizer.zero_grad()
-        means = class_means(network.forward_features(x), y, 10), network.forward_features(images).view(10, 2, -1).mean(1)
+        means = (
+            class_means(network.forward_features(x), y, 10),
+            network.forward_features(images).view(10, 2, -1).mean(1),
+        )
         (means[0] - means[1]).square().sum().backward()
         optimizer.step()
     torch.testing.assert_close(learner.images, images, rtol=1e-4, atol=1e-5)
@@ -278,7 +278,7 @@ def test_a_stop_changes_nothing(digits, experts, tmp_path, objective):
     settings = {"augment": DSA, "experts": str(experts) if objective == "mtt" else None}
     whole = fit(method(objective, **settings), digits, 3 * EVERY, tmp_path)
     torch.manual_seed(1234)
-    resumed = fit(method(objective, **settings), digits, 3 * EVERY, resume=tmp_path / f"{EVERY}.ckpt")
+    resumed = fit(method(objective, **settings), digits, 3 * EVERY, resume=tmp_path / f"step={EVERY}.ckpt")
     assert resumed.global_step == 3 * EVERY
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
@@ -298,7 +298,7 @@ def test_a_coreset_is_chosen_and_stays(digits, objective):
         images=digits.splits["train"], normalisation=digits.normalisation, batch_size=2000, seed=0, num_workers=0
     )
     ((images, labels),) = loader
-    assert all((image == images[labels == c]).flatten(1).all(1).any() for image, c in zip(*synthetic, strict=True))
+    assert all((image == images[labels == c]).flatten(1).all(1).any() for image, c in synthetic)
     if objective == "herding":
         expected, _ = coreset(
             "herding", images, labels, num_classes=10, per_class=2, generator=torch.Generator().manual_seed(0)

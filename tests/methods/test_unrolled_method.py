@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch.nn import functional as F
 
-from ncdd.callbacks.distilled import _columns
+from ncdd.callbacks.distilled import _steps
 from ncdd.callbacks.guards import StepSeed
 from ncdd.data import ImageDataModule, Images, Source, sources
 from ncdd.data.pixels import normalise
@@ -258,10 +258,10 @@ def test_the_file_holds_all_that_its_steps_need(tmp_path):
     assert torch.equal(after_own_steps(loaded, network)(x), after_own_steps(synthetic, network)(x))
 
 
-def test_columns_of_the_picture_are_steps_with_a_size_an_epoch(tmp_path):
+def test_steps_of_the_picture_are_steps_with_a_size_an_epoch(tmp_path):
     synthetic = learn(tmp_path, method(images_per_class=2), steps=1).synthetic_set()
     synthetic = replace(synthetic, step_sizes=torch.tensor([0.1, 0.2, 0.3, 0.4]))
-    assert _columns(synthetic) == ["step 1\n0.100\n0.300", "1\n0.100\n0.300", *["2\n0.200\n0.400"] * 2]
+    assert _steps(synthetic) == ["step 1\n0.100\n0.300", "1\n0.100\n0.300", *["2\n0.200\n0.400"] * 2]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
