@@ -5,14 +5,22 @@ Legend: n synthetic images, B real ones, D features, C classes. Targets are one-
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ncdd.data.seeding import fold_in
+from ncdd.distill.coresets import coreset
+from ncdd.distill.lamb import Lamb, cosine_to
+from ncdd.distill.pool import NetworkPool
 from ncdd.distill.regression import centred
 from ncdd.kernels import ridge
+from ncdd.models import Network
 
+DISTIL = 220  # stream of random numbers
 REG = 1e-6  # of the ridge, times the kernel's mean diagonal
 
 
@@ -59,3 +67,93 @@ def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 def mirrored(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The images (n, C, H, W) and their mirror images, with the labels of both: 2n."""
     return torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
+
+
+# ---------------------------------------------------------------- networks
+
+
+def features(network: nn.Module, images: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, D); channels last in memory, which convolutions prefer."""
+    return network.forward_features(images.contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
+
+
+@torch.no_grad()
+def constant_features(
+    network: nn.Module,
+    images: Tensor,
+    *,
+    chunk: int,
+    cast: torch.dtype | None = None,
+    features: Callable[[nn.Module, Tensor], Tensor] = features,
+) -> Tensor:
+    """The same without a graph, `chunk` images at one time, whose intermediate values stay in a CPU's cache.
+
+    cast: arithmetic of the convolutions; None for that of the weights.
+    """
+    with torch.autocast(images.device.type, cast, enabled=cast is not None):
+        return torch.cat([features(network, part) for part in images.split(chunk)])
+
+
+def online_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """What a network of the pool is trained on: half the squared error on the set."""
+    return half_squared_error(network(images.contiguous(memory_format=torch.channels_last)), labels)
+
+
+# ---------------------------------------------------------------- a set by one call
+
+
+def distil(
+    images: Tensor,
+    classes: Tensor,
+    *,
+    num_classes: int,
+    per_class: int,
+    new_network: Callable[[], Network],
+    pool: Callable[..., NetworkPool],
+    iterations: int,
+    lr: float,
+    batch_size: int,
+    mirror: bool,
+    chunk: int,
+    seed: int,
+) -> tuple[Tensor, Tensor]:
+    """Learn `per_class` images (n, C, H, W) for each class that occurs, and labels (n, C): FRePo in a plain loop.
+
+    For programs that learn many small sets; `ncdd.methods.FRePo` is one set with all that a run has.
+    images (N, C, H, W), classes (N,) int64, of num_classes: real ones, on the device where the work is done.
+    pool: factory of the `NetworkPool`, given new_network.  lr: LAMB's, falling to a tenth.  mirror: see `mirrored`.
+    All that is drawn is by `seed`. Raises ValueError where a class has fewer images than per_class.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(fold_in(seed, DISTIL))
+        x, y = _first(images, classes, num_classes, per_class)
+        networks = pool(new_network=new_network).to(images.device)
+        optimizer = Lamb([x, y], lr=lr)
+        schedule = cosine_to(optimizer, steps=iterations, final=0.1)
+        rows: list[Tensor] = []
+        for _ in range(iterations):
+            rows = rows or list(torch.randperm(len(images)).to(images.device).split(batch_size))
+            batch = rows.pop()
+            index = networks.draw()
+            network = networks.networks[index]
+            real = constant_features(network, images[batch], chunk=chunk)
+            targets = centred(classes[batch], num_classes, real.dtype)
+            of_set, labels = mirrored(x, y) if mirror else (x, y)
+            optimizer.zero_grad()
+            sum(meta_loss(features(network, of_set), labels, real, targets)).backward()  # type: ignore[union-attr]
+            optimizer.step()
+            schedule.step()
+            networks.advance(index, partial(online_loss, images=x.detach(), labels=y.detach()))
+    return x.detach(), y.detach()
+
+
+def _first(images: Tensor, classes: Tensor, num_classes: int, per_class: int) -> tuple[Tensor, Tensor]:
+    """Real images of each class that occurs, and their first labels, as leaves."""
+    names, order = classes.cpu().unique(return_inverse=True)
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    everything = torch.arange(len(images))
+    chosen, which = coreset(
+        "random", everything, order, num_classes=len(names), per_class=per_class, generator=generator
+    )
+    labels = first_labels(names[which], num_classes).to(images.device)
+    return images[chosen.to(images.device)].clone().requires_grad_(), labels.requires_grad_()

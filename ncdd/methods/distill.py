@@ -122,9 +122,10 @@ class Distillation(pl.LightningModule):
 
     def synthetic_set(self) -> SyntheticSet:
         """The set as it is now, a copy on the CPU, and how to read it."""
+        labels = self.labels.detach().cpu()
         return SyntheticSet(
             images=self.images.detach().float().cpu().clone(),
-            labels=self.labels.detach().cpu().clone(),
+            labels=labels.to(torch.float32 if labels.is_floating_point() else torch.int64, copy=True),
             dataset=self.data.source_name,
             class_names=tuple(self.data.class_names),
             normalisation=self.data.normalisation,

@@ -12,12 +12,20 @@ from torch import Tensor, nn
 from ncdd.data.draws import Sampling
 from ncdd.distill import SyntheticSet
 from ncdd.distill.evaluate import accuracy
-from ncdd.distill.frepo import first_labels, half_squared_error, meta_loss, mirrored, ridge_weights
+from ncdd.distill.frepo import (
+    constant_features,
+    features,
+    first_labels,
+    meta_loss,
+    mirrored,
+    online_loss,
+    ridge_weights,
+)
 from ncdd.distill.pool import NetworkPool
 from ncdd.distill.regression import centred
 from ncdd.methods.distill import Batch, Distillation, NewNetwork
 from ncdd.methods.optim import Optimizer, Scheduler
-from ncdd.models import Network
+from ncdd.models.frepo_conv import without_batch_norm
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -78,8 +86,8 @@ class FRePo(Distillation):
             raise ValueError(f"method.krr_networks={krr_networks}: a number from 1 to pool.size={len(self.pool)}")
         self.krr_networks = krr_networks
         self.cast = torch.bfloat16 if precision == "bfloat16" else None
-        self.features = torch.compile(_features) if compile else _features
-        self.online_loss = torch.compile(_online_loss) if compile else _online_loss
+        self.features = torch.compile(features) if compile else features
+        self.online_loss = torch.compile(online_loss) if compile else online_loss
 
     def first_labels(self, classes: Tensor) -> Tensor:
         return first_labels(classes, self.num_classes) if self.learn_labels else classes
@@ -108,21 +116,13 @@ class FRePo(Distillation):
             images, labels = images[rows], labels[rows]
         self.pool.advance(self.drawn, partial(self.online_loss, images=images, labels=labels))
 
-    @torch.no_grad()
     def real_features(self, network: nn.Module, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D) without a graph, chunk by chunk."""
-        with torch.autocast(images.device.type, self.cast, enabled=self.cast is not None):
-            return torch.cat([self.features(network, part) for part in images.split(self.chunk)])
+        """(B, C, H, W) -> (B, D) without a graph."""
+        return constant_features(network, images, chunk=self.chunk, cast=self.cast, features=self.features)
 
     def held_out(self) -> NewNetwork:
         """As the paper tests: without batch normalisation."""
-
-        def new_network() -> Network:
-            network = self.new_network()
-            drop_batch_norm(network)
-            return network
-
-        return new_network
+        return without_batch_norm(self.new_network)
 
     def measure(self, synthetic: SyntheticSet, loader: Iterable[Batch]) -> dict[str, float]:
         """Ridge regression's accuracy on features of some networks of the pool, a mean over them."""
@@ -138,22 +138,5 @@ class FRePo(Distillation):
         images, labels = images.to(self.device), labels.to(self.device)
         if self.mirror:
             images, labels = mirrored(images, labels)
-        weights = ridge_weights(_features(network, images), labels, self.reg)
+        weights = ridge_weights(features(network, images), labels, self.reg)
         return accuracy(lambda x: self.real_features(network, x).float() @ weights, loader, self.device)
-
-
-def _features(network: nn.Module, images: Tensor) -> Tensor:
-    return network.forward_features(images.contiguous(memory_format=torch.channels_last))  # type: ignore[operator]
-
-
-def _online_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    return half_squared_error(network(images.contiguous(memory_format=torch.channels_last)), labels)
-
-
-def drop_batch_norm(module: nn.Module) -> None:
-    """Replace every BatchNorm in it by the identity."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            setattr(module, name, nn.Identity())
-        else:
-            drop_batch_norm(child)

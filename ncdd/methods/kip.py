@@ -18,6 +18,7 @@ from ncdd.methods.distill import Batch, Distillation, NewNetwork
 from ncdd.methods.optim import Optimizer, Scheduler
 
 CORRUPTION = 210  # stream of random numbers
+PRECISIONS = {"float32": torch.float32, "float64": torch.float64}
 
 
 class KIP(Distillation):
@@ -59,6 +60,8 @@ class KIP(Distillation):
             raise ValueError(f"method.corruption={corruption}: a fraction in [0, 1), 0 for none, is needed")
         if not reg >= 0:
             raise ValueError(f"method.reg={reg}: a number >= 0 is needed")
+        if precision not in PRECISIONS:
+            raise ValueError(f"method.precision={precision!r}: choose from {', '.join(PRECISIONS)}")
         super().__init__(
             new_network=new_network,
             optimizer=optimizer,
@@ -70,7 +73,7 @@ class KIP(Distillation):
         )
         self.kernel, self.reg = named(kernel, memory=memory), reg
         self.augment, self.corruption = augment, corruption
-        self.working = {"float32": torch.float32, "float64": torch.float64}[precision]
+        self.working = PRECISIONS[precision]
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

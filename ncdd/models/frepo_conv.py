@@ -1,5 +1,6 @@
 """FRePo's network (Zhou et al. 2022, arXiv 2206.00719): a ConvNet that doubles its width, and its first weights."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from ncdd.models.checks import at_least_1
 from ncdd.models.heads import Linear
+from ncdd.models.network import Network
 
 NORMS = ("batch", "none")
 TRUNCATED_STD = 0.87962566103423978  # of a standard normal cut off at 2
@@ -82,3 +84,22 @@ def lecun_normal_(layer: nn.Conv2d | nn.Linear) -> None:
     nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
     if layer.bias is not None:
         layer.bias.zero_()
+
+
+def without_batch_norm(new_network: Callable[[], Network]) -> Callable[[], Network]:
+    """Networks of the same kind with identities for their BatchNorms: FRePo tests without."""
+
+    def bare() -> Network:
+        network = new_network()
+        _drop_batch_norm(network)
+        return network
+
+    return bare
+
+
+def _drop_batch_norm(module: nn.Module) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            setattr(module, name, nn.Identity())
+        else:
+            _drop_batch_norm(child)

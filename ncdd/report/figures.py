@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from ncdd.report.applications import continual_figure, membership_figure
 from ncdd.report.curves import collapse_figure, training_figure
 from ncdd.report.distillation import distillation_figure
 from ncdd.report.evaluation import evaluation_figure
@@ -109,6 +110,10 @@ def _figures(folder: Path) -> dict[str, Figure | None]:
         figures["layers"] = layers_figure(read_rows(folder / "layers.csv"))
     if (folder / "evaluate.csv").exists():
         figures["evaluate"] = evaluation_figure(read_rows(folder / "evaluate.csv"))
+    if (folder / "continual.csv").exists():
+        figures["continual"] = continual_figure(read_rows(folder / "continual.csv"))
+    if (folder / "membership.csv").exists():
+        figures["membership"] = membership_figure(read_rows(folder / "membership.csv"))
     if (folder / "ood.npz").exists():
         figures["ood"] = ood_figure(read_scores(folder / "ood.npz"), read_rows(folder / "ood.csv"))
     return figures

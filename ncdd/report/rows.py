@@ -14,9 +14,16 @@ from rich.table import Table
 from ncdd.report.table import number, wide_console
 from ncdd.runfolder import write_text
 
-TABLES = ("layers.csv", "ood.csv", "evaluate.csv", "collapse.csv")  # what tasks leave in a run's folder
+TABLES = (  # what tasks leave in a run's folder
+    "layers.csv",
+    "ood.csv",
+    "evaluate.csv",
+    "collapse.csv",
+    "continual.csv",
+    "membership.csv",
+)
 NAMES = ("layer", "score", "set", "network", "protocol", "split")  # columns of text
-COUNTS = ("n", "steps")  # columns of whole numbers
+COUNTS = ("n", "steps", "step", "chunk", "classes", "images")  # columns of whole numbers
 Row = Mapping[str, Any]
 
 

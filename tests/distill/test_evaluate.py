@@ -116,8 +116,9 @@ def test_cost_of_a_block():
     with measured("cpu") as cost:
         held = torch.ones(2**26)  # 256 MiB
         time.sleep(0.05)
+    del held
     with measured("cpu") as little:
-        held = held[:1].clone()
+        pass
     assert 0.05 <= cost.seconds < 5
     assert cost.memory > little.memory + 2**27
     assert cost.hardware.startswith("CPU, ")

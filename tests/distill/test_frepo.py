@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ncdd.distill.frepo import (
+    distil,
     first_labels,
     half_squared_error,
     label_margin_loss,
@@ -166,3 +167,60 @@ def test_three_iterations_of_the_reference(reference):
     for name, tensor in end.state_dict().items():
         if "num_batches" not in name:
             torch.testing.assert_close(network.state_dict()[name], tensor, rtol=0, atol=1e-6, msg=name)
+
+
+# ---------------------------------------------------------------- a set by one call
+
+
+def learn(iterations: int, classes: Tensor, **changes) -> tuple[Tensor, Tensor]:
+    """From images of two kinds of 8 x 8 pixels: class 3 has a bright top, class 5 a bright bottom."""
+    images = torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    images[classes == 3, :, :4] += 1
+    images[classes == 5, :, 4:] += 1
+
+    def tiny() -> Network:
+        body = FRePoConv(in_channels=1, image_size=8, width=4, depth=2)
+        return Network(body, LeCunLinear(num_features=body.num_features, num_classes=10, bias=True))
+
+    settings = {
+        "num_classes": 10,
+        "per_class": 2,
+        "new_network": tiny,
+        "pool": partial(NetworkPool, optimizer=partial(torch.optim.Adam, lr=1e-3), size=2, max_age=5),
+        "lr": 1e-2,
+        "batch_size": 20,
+        "mirror": False,
+        "chunk": 16,
+        "seed": 0,
+    }
+    return distil(images, classes, iterations=iterations, **settings | changes)
+
+
+def test_distil():
+    """By its seed, of the classes that occur; the difference of the classes comes out of the noise."""
+    classes = torch.tensor([3, 5]).repeat(30)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    x, y = learn(40, classes)
+    assert torch.equal(torch.get_rng_state(), state)
+    again = learn(40, classes)
+    assert torch.equal(x, again[0]) and torch.equal(y, again[1])
+    assert x.shape == (4, 1, 8, 8)
+    assert y.argmax(1).tolist() == [3, 3, 5, 5]
+    start, labels = learn(0, classes)
+    torch.testing.assert_close(labels, first_labels(torch.tensor([3, 3, 5, 5]), 10))
+
+    def contrast(images: Tensor) -> Tensor:
+        difference = images[:2].mean(0) - images[2:].mean(0)
+        return difference[:, :4].mean() - difference[:, 4:].mean()
+
+    assert contrast(x) > contrast(start)
+    assert not torch.equal(learn(0, classes, seed=1)[0], start)
+    mirrored_x, _ = learn(3, classes, mirror=True)
+    assert not torch.equal(mirrored_x, learn(3, classes)[0])
+
+
+def test_distil_names_a_class_with_too_few_images():
+    classes = torch.tensor([3] * 59 + [5])
+    with pytest.raises(ValueError, match=r"1 "):
+        learn(1, classes)

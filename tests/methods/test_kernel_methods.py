@@ -113,6 +113,7 @@ def test_kip_is_adam_on_the_objective(digits, learn_labels):
         optimizer.step()
     found = fit(kip(learn_labels=learn_labels), digits, 3)
     torch.testing.assert_close(found.images, images, rtol=1e-7, atol=1e-7)
+    assert found.synthetic_set().labels.dtype == (torch.float32 if learn_labels else torch.int64)
     if learn_labels:
         torch.testing.assert_close(found.labels, targets, rtol=1e-7, atol=1e-7)
     else:
@@ -180,6 +181,7 @@ def test_label_solve_is_least_squares(digits):
         ({"corruption": 1.0}, r"method\.corruption=1\.0: a fraction in \[0, 1\)"),
         ({"reg": -1.0}, r"method\.reg=-1\.0: a number >= 0"),
         ({"targets_per_class": 0}, r"per_class=0"),
+        ({"precision": "half"}, r"method\.precision='half': choose from float32, float64"),
     ],
 )
 def test_wrong_settings_are_named(changes, message):

@@ -89,8 +89,7 @@ def fit(learner, data, steps, folder=None, resume=None):
         [pl.callbacks.ModelCheckpoint(folder, "{step}", save_top_k=-1, save_on_train_epoch_end=True)] if folder else []
     )
     trainer = pl.Trainer(
-        max_steps=steps,
-        max_epochs=-1,
+        **({"max_steps": steps, "max_epochs": -1} if steps % EVERY else {"max_epochs": steps // EVERY}),
         limit_val_batches=0,
         accelerator="cpu",
         logger=False,

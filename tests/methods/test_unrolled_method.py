@@ -67,14 +67,13 @@ def method(**changes) -> Unrolled:
     return Unrolled(**{**settings, **changes})
 
 
-def trainer(folder: Path, steps: int) -> pl.Trainer:
+def trainer(folder: Path, steps: int, every: int) -> pl.Trainer:
     each = pl.callbacks.ModelCheckpoint(
         folder, filename="{step}", save_top_k=-1, every_n_epochs=1, save_on_train_epoch_end=True
     )
     return pl.Trainer(
         accelerator="cpu",
-        max_epochs=-1,
-        max_steps=steps,
+        max_epochs=steps // every,
         limit_val_batches=0,
         logger=False,
         callbacks=[StepSeed(seed=0), each],
@@ -86,8 +85,9 @@ def trainer(folder: Path, steps: int) -> pl.Trainer:
 
 def learn(folder: Path, unrolled: Unrolled, steps: int, every: int = 20, resume: Path | None = None) -> Unrolled:
     module = data()
+    every = min(steps, every)
     module.draws = (unrolled.sampling, every)
-    trainer(folder, steps).fit(unrolled, datamodule=module, ckpt_path=resume, weights_only=True)
+    trainer(folder, steps, every).fit(unrolled, datamodule=module, ckpt_path=resume, weights_only=True)
     return unrolled
 
 
@@ -186,7 +186,7 @@ def test_a_poisoned_set_turns_one_class_into_another(trained, tmp_path):
     attack = method(**shared, objective="label_swap", attack_class=4, target_class=9)
     module = data(shift=1)
     module.draws = (attack.sampling, 20)
-    trainer(tmp_path, 40).fit(attack, datamodule=module)
+    trainer(tmp_path, 40, 20).fit(attack, datamodule=module)
     synthetic, split = attack.synthetic_set(), module.test_dataloader()
     assert torch.equal(synthetic.labels, torch.arange(10)), "the labels of the set stay true"
     untouched = replace(synthetic, step_sizes=torch.zeros(1))

@@ -1,0 +1,143 @@
+"""`task=membership`: does a network tell whose images its distilled training set was made from? (FRePo's)"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ncdd.data.seeding import fold_in
+from ncdd.distill.evaluate import Protocol, evaluate
+from ncdd.distill.membership import ATTACKS, attack
+from ncdd.distill.regression import centred
+from ncdd.models.frepo_conv import without_batch_norm
+from ncdd.report.figures import draw
+from ncdd.report.rows import Row, print_rows, write_rows
+from ncdd.tasks.bench import Bench
+from ncdd.tasks.continual import described
+from ncdd.tasks.evaluate import check_names, real_images
+
+log = logging.getLogger(__name__)
+CHUNK = 240  # stream of random numbers
+BATCH = 256
+
+
+def membership(
+    *,
+    bench: Bench,
+    chunks: int,
+    members: int,
+    images_per_class: int,
+    steps: Sequence[int],
+    attacks: Sequence[str],
+    distil: Callable[..., tuple[Tensor, Tensor]],
+    protocol: Protocol,
+) -> None:
+    """Attack networks trained on a chunk of the train split, and on the set distilled from it (Zhou et al. 2022).
+
+    chunks, members: the first chunks * members images; non-members are as many of the test split.
+    images_per_class: of the distilled sets.  distil: `ncdd.distill.frepo.distil`.
+    steps, protocol: each number of steps is one network, without BatchNorm, trained from scratch.
+    attacks: names of `ncdd.distill.membership`.
+
+    The published code trains its "distilled" networks on the real images that the sets start from; here they are
+    trained on what was learned. Writes membership.csv, distilled_CHUNK.safetensors, summary.json and a figure.
+    Raises ValueError where there are too few images.
+    """
+    data = bench.data
+    check_names(attacks=(attacks, ATTACKS))
+    available, outside = len(data.splits["train"]), len(data.splits["test"])
+    if chunks * members > available or members > outside:
+        raise ValueError(
+            f"task.chunks={chunks}, task.members={members}: {data.source_name} has {available} train images here, and "
+            f"{outside} to test on"
+        )
+    real = real_images(data).to(bench.device)
+    others_x, others_y = first_of(data.test_dataloader(), members, bench.device)
+    judged = without_batch_norm(bench.new_network)
+    rows: list[Row] = []
+    for chunk in range(chunks):
+        part = slice(chunk * members, (chunk + 1) * members)
+        x, y = real.images[part], real.labels[part]
+        learned = distil(
+            x,
+            y,
+            num_classes=data.num_classes,
+            per_class=images_per_class,
+            new_network=bench.new_network,
+            seed=fold_in(bench.seed, CHUNK, chunk),
+        )
+        sets = {"distilled": described(bench, *learned), "real": described(bench, x, y)}
+        sets["distilled"].save(bench.folder / f"distilled_{chunk}.safetensors")
+        asked = partial(
+            attacked,
+            images=torch.cat([x, others_x]),
+            classes=torch.cat([y, others_y]),
+            loss=protocol.loss,
+            attacks=attacks,
+            seed=bench.seed,
+        )
+        for name, synthetic in sets.items():
+            for count in steps:
+                found = evaluate(
+                    synthetic,
+                    judged,
+                    data.test_dataloader(),
+                    seed=fold_in(bench.seed, chunk),
+                    protocol=replace(protocol, steps=count),
+                    networks=1,
+                    device=bench.device,
+                    further=asked,
+                )
+                about = {"set": name, "chunk": chunk, "steps": count, "accuracy": found.mean}
+                rows.append({**about, **found.further[0]})
+                log.info("chunk %d, %s, %d steps: accuracy %.4f, %s", chunk, name, count, found.mean, found.further[0])
+    write_rows(bench.folder / "membership.csv", rows)
+    means = mean_rows(rows)
+    bench.summarise({f"test/{row['set']}_{row['steps']}_{k}": row[k] for row in means for k in row if "auc" in k})
+    if bench.record.figures:
+        draw(bench.folder)
+    print_rows(means, title=f"{data.source_name}, {members} members, means over {chunks} chunks")
+
+
+def first_of(loader: Sequence[tuple[Tensor, Tensor]], count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The first images of a loader, and their labels."""
+    batches = [(x.to(device), y.to(device)) for x, y in loader]
+    return torch.cat([x for x, _ in batches])[:count], torch.cat([y for _, y in batches])[:count]
+
+
+def attacked(
+    network: nn.Module, *, images: Tensor, classes: Tensor, loss: str, attacks: Sequence[str], seed: int
+) -> dict[str, float]:
+    """`ATTACK_auc` and `ATTACK_accuracy` on images (2n, C, H, W), of which the first half are the members."""
+    with torch.no_grad():
+        logits = torch.cat([network(part) for part in images.split(BATCH)]).double()
+    if loss == "mse":
+        losses = 0.5 * (logits - centred(classes, logits.shape[1], logits.dtype)).square().sum(1)
+    else:
+        losses = F.cross_entropy(logits, classes, reduction="none")
+    member = np.arange(len(images)) < len(images) // 2
+    found: dict[str, float] = {}
+    for name in attacks:
+        result = attack(name, logits.cpu().numpy(), losses.cpu().numpy(), member, seed=seed)
+        found |= {f"{name}_auc": result.auc, f"{name}_accuracy": result.accuracy}
+    return found
+
+
+def mean_rows(rows: Sequence[Row]) -> list[Row]:
+    """One row for each set and number of steps, a mean over the chunks."""
+    groups = list(dict.fromkeys((row["set"], row["steps"]) for row in rows))
+    names = [name for name in rows[0] if name not in ("set", "steps", "chunk")]
+    found: list[Row] = []
+    for group in groups:
+        own = [row for row in rows if (row["set"], row["steps"]) == group]
+        found.append(
+            dict(zip(("set", "steps"), group, strict=True)) | {n: float(np.mean([r[n] for r in own])) for n in names}
+        )
+    return found

@@ -1,0 +1,150 @@
+"""A distillation as users run it: its files, going on after a kill, what stops it, and training on what it leaves."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ncdd.data.distilled import read
+from ncdd.distill import SyntheticSet
+from tests.run.conftest import ROOT, only_run
+from tests.run.test_resume import wait_for
+
+# a second or two: 10 digits, a small ConvNet, two epochs of 8 iterations
+DM = [
+    "method=matching", "objective=dm", "model.width=8", "model.depth=1", "distill.iterations=16", "distill.every=8",
+    "method.real_per_class=16", "callbacks.distilled.networks=2", "callbacks.distilled.final_networks=2",
+    "callbacks.distilled.protocol.epochs=10", "callbacks.distilled.final.accuracy_augmented.epochs=10",
+    "trainer.log_every_n_steps=4", "logger=none", "figures=false",
+]  # fmt: skip
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_its_set_evaluated_and_drawn(command, tmp_path):
+    code, out, err = command(*DM, "figures=true", "hydra.run.dir=run")
+    assert code == 0, err
+    run = tmp_path / "run"
+    rows = metrics(run)
+    assert [row["step"] for row in rows if row["val/accuracy"]] == ["0", "8", "16"]
+    assert len([row for row in rows if row["train/outer_loss"]]) == 4
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["distilled"] == ["accuracy", "accuracy_std", "accuracy_augmented", "accuracy_augmented_std"]
+    assert 0 < summary["evaluation_seconds"] < summary["seconds"]
+    assert {"test/accuracy", "test/accuracy_std", "test/accuracy_augmented"} <= summary["final"].keys()
+    best = max(float(row["val/accuracy"]) for row in rows if row["val/accuracy"])
+    kept = SyntheticSet.load(run / "distilled.safetensors")
+    assert (kept.accuracy, kept.dataset, kept.method, len(kept)) == (best, "digits", "dm", 10)
+    assert kept.config["distill"]["every"] == 8
+    grids = sorted((run / "figures" / "distilled").iterdir())
+    assert [path.name for path in grids] == [f"step_{step:07}.png" for step in (0, 8, 16)]
+    with Image.open(run / "figures" / "distilled.webp") as animation:
+        assert (animation.n_frames, animation.size) == (3, Image.open(grids[0]).size)
+    assert (run / "figures" / "distillation.png").exists()
+    assert not (run / "figures" / "curves.png").exists()
+    for words in ("16 iterations", "accuracy augmented", "test, of the best", "evaluating"):
+        assert words in out, words
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
+def test_killed_and_resumed_is_as_if_nothing_had_happened(command, process, tmp_path, blow):
+    long = [*DM, "distill.iterations=32"]
+    assert command(*long, "hydra.run.dir=whole")[0] == 0
+    first = process(*long)
+    wait_for(tmp_path, 1, first)
+    first.send_signal(blow)
+    output, _ = first.communicate()
+    assert first.returncode != 0, output
+    folder = only_run(tmp_path)
+    assert not (folder / "DONE").exists()
+    code, out, err = command(*long, "resume=true")
+    assert code == 0, err
+    assert "going on from" in out
+    assert (folder / "metrics.csv").read_text() == (tmp_path / "whole/metrics.csv").read_text()
+    ours, whole = (read(run / "distilled.safetensors")[0] for run in (folder, tmp_path / "whole"))
+    assert ours.keys() == whole.keys()
+    assert all(torch.equal(ours[name], whole[name]) for name in whole)
+
+
+def test_a_loss_that_is_not_finite_stops_with_one_line_and_the_last_good_set(command, tmp_path):
+    code, _, err = command(*DM, "optimizer.lr=1e38", "hydra.run.dir=run")
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "the loss is not finite since step" in line
+    assert "Traceback" not in err
+    assert SyntheticSet.load(tmp_path / "run" / "distilled.safetensors").images.isfinite().all()
+    assert (tmp_path / "run" / "FAILED").exists()
+
+
+def test_without_a_validation_split_the_last_set_is_kept(command, tmp_path):
+    code, _, err = command(*DM, "dataset.val_fraction=0", "hydra.run.dir=run")
+    assert code == 0, err
+    last = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    kept = SyntheticSet.load(tmp_path / "run/distilled.safetensors")
+    assert torch.equal(kept.images, last["images"])
+    assert kept.accuracy is None
+    assert not any(name.startswith("val/") for name in metrics(tmp_path / "run")[0])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["distill.images_per_class=1000"], "images_per_class=1000: the smallest class, "),
+        (["distill.images_per_class=0"], "distill.images_per_class=0: a number >= 1 is needed"),
+        (["distill.every=0"], "distill.every=0: a number >= 1 is needed"),
+        (["distill.init=rael"], "init='rael': choose from noise, real"),
+        (["callbacks.distilled.monitor=acuracy"], "callbacks.distilled.monitor=acuracy: not measured; choose from acc"),
+        (["+callbacks.distilled.tune.lr=[0.1]", "dataset.val_fraction=0"], "needs a validation split"),
+        (["distilled=x.safetensors"], "distilled=x.safetensors: name a task, task=..."),
+    ],
+)
+def test_mistakes_are_named_in_one_line(command, overrides, message):
+    code, _, err = command(*DM, *overrides)
+    assert code == 1
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_any_network_trains_on_what_a_run_leaves(command, tmp_path):
+    assert command(*DM, "hydra.run.dir=run")[0] == 0
+    train = ["method=classify", "dataset=distilled", "dataset.path=run/distilled.safetensors", "model=mlp"]
+    small = ["model.width=16", "model.depth=1", "trainer.max_epochs=20", "logger=none", "figures=false"]
+    code, _, err = command(*train, *small, "optimizer.lr=0.05", "hydra.run.dir=trained")
+    assert code == 0, err
+    final = json.loads((tmp_path / "trained/summary.json").read_text())["final"]
+    assert final["train/accuracy"] == 1
+    assert final["test/accuracy"] > 0.3
+    assert "real/nc1_pinv" in final
+
+
+def test_a_sweep_over_sizes_ends_in_a_table_and_a_figure_of_its_own_numbers(command, tmp_path):
+    sweep = ["-m", "name=sizes", "distill.images_per_class=1,2", "study.x=distill.images_per_class", "distill.every=16"]
+    code, out, err = command(*DM, *sweep)
+    assert code == 0, err
+    assert "aug" in out
+    assert "NC1 " not in out.split("2 jobs")[1].split("acc,")[0]
+    table = (tmp_path / "multirun/sizes/figures/sizes.md").read_text()
+    assert "test/accuracy, %" in table
+    assert "nc1_pinv" not in table
+    assert (tmp_path / "multirun/sizes/figures/sizes.png").exists()
+
+
+def test_wandb_gets_the_images_as_they_are_learned(command, tmp_path):
+    code, _, err = command(*DM, "logger=wandb", "hydra.run.dir=run")
+    assert code == 0, err
+    (folder,) = (tmp_path / "wandb").glob("offline-run-*")
+    command_line = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    found = subprocess.run(command_line, capture_output=True, text=True, cwd=ROOT)
+    assert found.returncode == 0, found.stderr
+    print(found.stdout[:3000])
+    images = sorted((folder / "files/media/images/figures").glob("distilled_*.png"))
+    assert len(images) == 3
