@@ -61,6 +61,10 @@ class DistilledSet(pl.Callback):
         self.best, self.seconds = state_dict["best"], state_dict["seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Lightning's count of epochs lags behind when it resumes a training that ends by its steps: the step after the
+        # resumption would be one more of the epoch that is over
+        progress = trainer.fit_loop.epoch_progress.current
+        progress.completed = progress.processed
         if trainer.global_step == 0:
             self._look(trainer, pl_module, epochs=0)
 

@@ -20,7 +20,7 @@ from ncdd.distill.regression import centred
 from ncdd.kernels import ridge
 from ncdd.models import Network
 
-DISTIL = 220  # stream of random numbers
+DISTIL = 221  # stream of random numbers
 REG = 1e-6  # of the ridge, times the kernel's mean diagonal
 
 
@@ -149,7 +149,12 @@ def distil(
 
 def _first(images: Tensor, classes: Tensor, num_classes: int, per_class: int) -> tuple[Tensor, Tensor]:
     """Real images of each class that occurs, and their first labels, as leaves."""
-    names, order = classes.cpu().unique(return_inverse=True)
+    names, order, counts = classes.cpu().unique(return_inverse=True, return_counts=True)
+    if counts.min() < per_class:
+        fewest = int(counts.argmin())
+        raise ValueError(
+            f"images_per_class={per_class}: class {int(names[fewest])} has {int(counts[fewest])} real images"
+        )
     generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
     everything = torch.arange(len(images))
     chosen, which = coreset(

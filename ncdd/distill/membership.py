@@ -21,9 +21,9 @@ LOSS_THRESHOLD = "loss_threshold"
 # name -> (classifier, the grid that is searched); an estimator's seed is set where it takes one
 LEARNED: dict[str, tuple[Any, dict[str, Sequence[Any]]]] = {
     "logistic_regression": (LogisticRegression(max_iter=2000), {"C": (1e-3, 1e-1, 10.0)}),
-    "mlp": (MLPClassifier(hidden_layer_sizes=(64,), early_stopping=True), {"alpha": (1e-4, 1e-2, 1.0)}),
-    "random_forest": (RandomForestClassifier(n_estimators=100), {"max_depth": (3, 6, 12)}),
-    "knn": (KNeighborsClassifier(), {"n_neighbors": (5, 25, 125)}),
+    "mlp": (MLPClassifier((64,), learning_rate_init=3e-3, early_stopping=True), {"alpha": (1e-4, 1e-2, 1.0)}),
+    "random_forest": (RandomForestClassifier(n_estimators=50), {"max_depth": (3, 6, 12)}),
+    "knn": (KNeighborsClassifier(), {"n_neighbors": (5, 15, 45)}),
 }
 ATTACKS = (LOSS_THRESHOLD, *LEARNED)
 FOLDS = 2

@@ -26,6 +26,7 @@ from ncdd.tasks.evaluate import check_names, real_images
 log = logging.getLogger(__name__)
 CHUNK = 240  # stream of random numbers
 BATCH = 256
+FEWEST = 100
 
 
 def membership(
@@ -52,6 +53,10 @@ def membership(
     """
     data = bench.data
     check_names(attacks=(attacks, ATTACKS))
+    if members < FEWEST:
+        raise ValueError(
+            f"task.members={members}: at least {FEWEST} are needed, of which attacks are fitted to a quarter"
+        )
     available, outside = len(data.splits["train"]), len(data.splits["test"])
     if chunks * members > available or members > outside:
         raise ValueError(

@@ -236,13 +236,13 @@ def test_mtt_takes_the_steps_of_plain_gradient_descent(digits, experts):
 # ---------------------------------------------------------------- what is learned
 
 
-@pytest.mark.parametrize(("objective", "steps", "margin"), [("dm", 60, 0.1), ("dc", 60, 0.1), ("dsa", 60, 0.1)])
-def test_a_set_beats_the_real_images_that_it_began_as(digits, objective, steps, margin):
+@pytest.mark.parametrize("objective", ["dm", "dc"])
+def test_a_set_beats_the_real_images_that_it_began_as_by_ten_points(digits, objective):
     networks = partial(new_network, width=16)
     augment = PLAIN if objective == "dc" else DSA
     training = Training(outer_loop=1, inner_loop=1, lr=0.01, batch_size=256)
     found = []
-    for count in (0, steps):
+    for count in (0, 60):
         learner = fit(method(objective, new_network=networks, augment=augment, training=training), digits, count)
         result = evaluate(
             learner.synthetic_set(),
@@ -253,7 +253,7 @@ def test_a_set_beats_the_real_images_that_it_began_as(digits, objective, steps, 
             protocol=Protocol(lr=0.05, epochs=100),
         )
         found.append(result.mean)
-    assert found[1] > found[0] + margin, found
+    assert found[1] > found[0] + 0.1, found
 
 
 def test_mtt_comes_nearer_to_its_experts(digits, experts):
@@ -271,7 +271,7 @@ def test_mtt_comes_nearer_to_its_experts(digits, experts):
     assert after.raw_size.item() != pytest.approx(before.raw_size.item())
 
 
-@pytest.mark.parametrize("objective", ["dm", "dc", "dsa", "mtt"])
+@pytest.mark.parametrize("objective", ["dm", "dc", "mtt"])
 def test_a_stop_changes_nothing(digits, experts, tmp_path, objective):
     """DC is stopped between two updates of one network, MTT with momentum in images and step size."""
     settings = {"augment": DSA, "experts": str(experts) if objective == "mtt" else None}

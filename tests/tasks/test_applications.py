@@ -52,7 +52,7 @@ def test_some_of_each():
 
 def test_continual(command, tmp_path):
     settings = ["task=continual", "task.images_per_class=2", "task.protocol.steps=60", "task.networks=2"]
-    code, out, err = command(*settings, *SMALL)
+    code, _, err = command(*settings, *SMALL)
     assert code == 0, err
     found = rows(tmp_path / "run/continual.csv")
     assert [(r["set"], r["step"], r["classes"], r["images"]) for r in found[-2:]] == [
@@ -76,7 +76,7 @@ def test_membership(command, tmp_path):
         "task=membership", "task.images_per_class=1", "task.chunks=2", "task.members=100", "task.steps=[1,200]",
         "task.attacks=[loss_threshold,logistic_regression]",
     ]  # fmt: skip
-    code, out, err = command(*settings, *SMALL)
+    code, _, err = command(*settings, *SMALL)
     assert code == 0, err
     found = rows(tmp_path / "run/membership.csv")
     assert [(r["set"], r["chunk"], r["steps"]) for r in found[:4]] == [
@@ -89,7 +89,8 @@ def test_membership(command, tmp_path):
         name: sum(float(r["loss_threshold_auc"]) for r in found if (r["set"], r["steps"]) == (name, "200")) / 2
         for name in ("distilled", "real")
     }
-    assert auc["real"] > 0.6 > auc["distilled"]  # a network tells the images that it has seen
+    assert auc["real"] > 0.9  # a network tells the images that it has seen
+    assert auc["distilled"] < 0.75  # but hardly those from which its ten were made; the test split has other writers
     assert len(SyntheticSet.load(tmp_path / "run/distilled_1.safetensors")) == 10
     final = json.loads((tmp_path / "run/summary.json").read_text())["final"]
     assert final["test/real_200_loss_threshold_auc"] == pytest.approx(auc["real"])
@@ -105,8 +106,9 @@ def test_means_over_chunks():
     ("settings", "message"),
     [
         (["task=continual", "task.steps=3"], "task.steps=3: a divisor of the 10 classes is needed"),
-        (["task=continual", "task.images_per_class=1000"], "class 0 has"),
-        (["task=membership", "task.members=10000"], "has 1438 train images here, and 359 to test on"),
+        (["task=continual", "task.images_per_class=1000"], "images_per_class=1000: class"),
+        (["task=membership", "task.members=10000"], "task.chunks=5, task.members=10000: digits has"),
+        (["task=membership", "task.members=50"], "task.members=50: at least 100 are needed"),
         (["task=membership", "task.attacks=[svm]"], "task.attacks: no 'svm'; choose from loss_threshold"),
     ],
 )
