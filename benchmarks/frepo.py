@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ncdd.distill.frepo import first_labels
 from ncdd.distill.lamb import Lamb
 from ncdd.distill.pool import NetworkPool
-from ncdd.methods.frepo import FRePo
+from ncdd.methods.frepo import FRePo, Precision
 from ncdd.models import Network
 from ncdd.models.frepo_conv import FRePoConv, LeCunLinear
 
@@ -34,7 +34,11 @@ CASES = (
     (1, 28, 10, 1024, False),
     (3, 32, 10, 1024, True),
 )
-VARIANTS = {"float32": {}, "compile": {"compile": True}, "bfloat16": {"compile": True, "precision": "bfloat16"}}
+VARIANTS: dict[str, tuple[bool, Precision]] = {
+    "float32": (False, "float32"),
+    "compiled": (True, "float32"),
+    "bfloat16": (True, "bfloat16"),
+}
 # milliseconds a step on two threads of another machine, whose convolutions did 470 GFLOP/s: the JAX reference, and an
 # earlier PyTorch prototype in float32
 QUOTED = ((385, 324), (1050, 746), (1756, 872), (2340, 1344), (2664, 1690))
@@ -44,10 +48,17 @@ QUOTED_RATE = 470e9
 class Steps(FRePo):
     """The method without a Trainer, on random images."""
 
-    num_classes = 10
-
     def __init__(
-        self, channels: int, size: int, per_class: int, batch: int, mirror: bool, width: int, **options
+        self,
+        channels: int,
+        size: int,
+        per_class: int,
+        batch: int,
+        mirror: bool,
+        *,
+        width: int,
+        compile: bool,
+        precision: Precision,
     ) -> None:
         body = partial(FRePoConv, in_channels=channels, image_size=size, width=width, depth=3)
 
@@ -69,7 +80,8 @@ class Steps(FRePo):
             online_images=1000,
             krr_networks=1,
             chunk=16 if DEVICE.type == "cpu" else batch,
-            **{"precision": "float32", "compile": False} | options,
+            precision=precision,
+            compile=compile,
         )
         classes = torch.arange(10).repeat_interleave(per_class)
         self.images = nn.Parameter(torch.randn(len(classes), channels, size, size))
@@ -77,6 +89,10 @@ class Steps(FRePo):
         self.to(DEVICE)
         self.batch = torch.randn(batch, channels, size, size, device=DEVICE), torch.randint(10, (batch,), device=DEVICE)
         self.lamb = Lamb([self.images, self.labels], lr=3e-4)
+
+    @property
+    def num_classes(self) -> int:
+        return 10
 
     def step(self) -> None:
         self.lamb.zero_grad()
@@ -123,7 +139,8 @@ def row(case: tuple[int, int, int, int, bool], quoted: tuple[int, int], width: i
     """Each variant's milliseconds and ratio to the floor, and the quoted ratios."""
     convolution, flops = bare_convolution(width)
     variants: dict[str, Callable[[], object]] = {"convolution": convolution}
-    variants |= {name: Steps(*case, width, **options).step for name, options in VARIANTS.items()}
+    for name, (compile, precision) in VARIANTS.items():
+        variants[name] = Steps(*case, width=width, compile=compile, precision=precision).step
     best = dict.fromkeys(variants, float("inf"))
     for repeat in range(repeats + 1):  # the first is for warming up
         for name, work in variants.items():
@@ -146,9 +163,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     hardware = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {arguments.threads} threads"
-    print(
-        f"width {arguments.width}, {hardware}; a step's time as a ratio to the floor, 1 is as fast as its convolutions\n"
-    )
+    print(f"width {arguments.width}, {hardware}; a step's time as a ratio to its floor, the time of its convolutions\n")
     print(
         "| | convolution, GFLOP/s | floor, ms | float32 | compiled | and bfloat16 | JAX, quoted | prototype, quoted |"
     )

@@ -26,7 +26,7 @@ def with_constant(pixels: Tensor) -> Tensor:
 
 
 def expected_excess(chosen: Set, star_DK: Tensor, covariance_DD: Tensor, sigma: float) -> Tensor:
-    """The mean over starts, in closed form: `sigma^2/2 K tr(P C P)` and what the mean end is off, `P = I - eta/M d'd`."""
+    """Mean over starts, in closed form: `sigma^2/2 K tr(P C P)` and what the mean end is off; `P = I - eta/M d'd`."""
     inputs_MD, targets_MK = chosen
     scale = STEP_SIZE / len(inputs_MD)
     keep_DD = torch.eye(len(star_DK), dtype=star_DK.dtype) - scale * inputs_MD.T @ inputs_MD

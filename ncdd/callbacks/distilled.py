@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ class DistilledSet(pl.Callback):
         protocol: Protocol,
         final_networks: int,
         final: Mapping[str, Protocol | None],
-        tune: Mapping[str, Sequence[float]],
+        tune: Mapping[str, Sequence[float]] | None,
     ) -> None:
         self.seed, self.monitor = seed, monitor
         self.networks, self.protocol = networks, protocol
@@ -60,11 +61,23 @@ class DistilledSet(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.seconds = state_dict["best"], state_dict["seconds"]
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let the Trainer end by its epochs, and the last of them here.
+
+        Lightning (2.6) resumes a training that ends by its steps in an epoch that is over: with one step more of it.
+        """
+        self.iterations, draws = trainer.max_steps, trainer.datamodule.draws  # type: ignore[attr-defined]
+        if self.iterations > 0 and draws:
+            trainer.fit_loop.epoch_loop.max_steps = -1
+            trainer.fit_loop.max_epochs = math.ceil(self.iterations / draws[1])
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self.iterations:
+            trainer.should_stop = True
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # Lightning's count of epochs lags behind when it resumes a training that ends by its steps: the step after the
-        # resumption would be one more of the epoch that is over
-        progress = trainer.fit_loop.epoch_progress.current
-        progress.completed = progress.processed
         if trainer.global_step == 0:
             self._look(trainer, pl_module, epochs=0)
 

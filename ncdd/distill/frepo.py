@@ -18,7 +18,6 @@ from ncdd.distill.lamb import Lamb, cosine_to
 from ncdd.distill.pool import NetworkPool
 from ncdd.distill.regression import centred
 from ncdd.kernels import ridge
-from ncdd.models import Network
 
 DISTIL = 221  # stream of random numbers
 REG = 1e-6  # of the ridge, times the kernel's mean diagonal
@@ -108,7 +107,7 @@ def distil(
     *,
     num_classes: int,
     per_class: int,
-    new_network: Callable[[], Network],
+    new_network: Callable[[], nn.Module],
     pool: Callable[..., NetworkPool],
     iterations: int,
     lr: float,

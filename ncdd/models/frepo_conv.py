@@ -1,7 +1,7 @@
 """FRePo's network (Zhou et al. 2022, arXiv 2206.00719): a ConvNet that doubles its width, and its first weights."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from ncdd.models.checks import at_least_1
 from ncdd.models.heads import Linear
-from ncdd.models.network import Network
 
+Net = TypeVar("Net", bound=nn.Module)
 NORMS = ("batch", "none")
 TRUNCATED_STD = 0.87962566103423978  # of a standard normal cut off at 2
 
@@ -86,10 +86,10 @@ def lecun_normal_(layer: nn.Conv2d | nn.Linear) -> None:
         layer.bias.zero_()
 
 
-def without_batch_norm(new_network: Callable[[], Network]) -> Callable[[], Network]:
+def without_batch_norm(new_network: Callable[[], Net]) -> Callable[[], Net]:
     """Networks of the same kind with identities for their BatchNorms: FRePo tests without."""
 
-    def bare() -> Network:
+    def bare() -> Net:
         network = new_network()
         _drop_batch_norm(network)
         return network

@@ -56,13 +56,17 @@ def draw_sweep(
 ) -> list[Path]:
     """Draw jobs of a sweep into its `figures/` as NAME.png (None: named as the folder) and NAME.md, the final values.
 
-    NAME.json keeps what was asked for, so that `redraw_sweep` knows it. No figure where no job is done.
+    NAME.json keeps what was asked for, so that `redraw_sweep` knows it. No figure where no job is done. Of the default
+    panels those are left out that no job logged.
     `panels`, `columns` and `x` and what is raised for them: see `ncdd.report.sweep.sweep_figure`.
     """
     sweep = Path(sweep)
     _check(sweep, formats)
     name = name or sweep.resolve().name
     found = [read_job(Path(job)) for job in jobs]
+    if tuple(panels) == PANELS:  # nobody chose them: leave out what these jobs have not, as distillations
+        logged = {metric for job in found for metric in job.final}
+        panels = [panel for panel in panels if panel in logged] or PANELS
     with _DRAWING:
         paths = _write({name: sweep_figure(found, panels, columns=columns, x=x)}, sweep / "figures", formats)
     if paths:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ def class_order(num_classes: int, steps: int, seed: int) -> list[list[int]]:
 class Seen:
     """The batches of a loader, of the classes seen only."""
 
-    def __init__(self, loader: Sequence[tuple[Tensor, Tensor]], classes: Sequence[int]) -> None:
+    def __init__(self, loader: Iterable[tuple[Tensor, Tensor]], classes: Sequence[int]) -> None:
         self.loader, self.classes = loader, torch.tensor(classes)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ncdd.data import ImageDataModule
 from ncdd.data.seeding import fold_in
+from ncdd.distill import SyntheticSet
 from ncdd.distill.evaluate import Protocol, evaluate
 from ncdd.distill.membership import ATTACKS, attack
 from ncdd.distill.regression import centred
@@ -53,19 +55,9 @@ def membership(
     """
     data = bench.data
     check_names(attacks=(attacks, ATTACKS))
-    if members < FEWEST:
-        raise ValueError(
-            f"task.members={members}: at least {FEWEST} are needed, of which attacks are fitted to a quarter"
-        )
-    available, outside = len(data.splits["train"]), len(data.splits["test"])
-    if chunks * members > available or members > outside:
-        raise ValueError(
-            f"task.chunks={chunks}, task.members={members}: {data.source_name} has {available} train images here, and "
-            f"{outside} to test on"
-        )
+    check_sizes(data, chunks, members)
     real = real_images(data).to(bench.device)
     others_x, others_y = first_of(data.test_dataloader(), members, bench.device)
-    judged = without_batch_norm(bench.new_network)
     rows: list[Row] = []
     for chunk in range(chunks):
         part = slice(chunk * members, (chunk + 1) * members)
@@ -80,7 +72,7 @@ def membership(
         )
         sets = {"distilled": described(bench, *learned), "real": described(bench, x, y)}
         sets["distilled"].save(bench.folder / f"distilled_{chunk}.safetensors")
-        asked = partial(
+        further = partial(
             attacked,
             images=torch.cat([x, others_x]),
             classes=torch.cat([y, others_y]),
@@ -90,19 +82,9 @@ def membership(
         )
         for name, synthetic in sets.items():
             for count in steps:
-                found = evaluate(
-                    synthetic,
-                    judged,
-                    data.test_dataloader(),
-                    seed=fold_in(bench.seed, chunk),
-                    protocol=replace(protocol, steps=count),
-                    networks=1,
-                    device=bench.device,
-                    further=asked,
-                )
-                about = {"set": name, "chunk": chunk, "steps": count, "accuracy": found.mean}
-                rows.append({**about, **found.further[0]})
-                log.info("chunk %d, %s, %d steps: accuracy %.4f, %s", chunk, name, count, found.mean, found.further[0])
+                numbers = trained(bench, synthetic, replace(protocol, steps=count), further, fold_in(bench.seed, chunk))
+                rows.append({"set": name, "chunk": chunk, "steps": count, **numbers})
+                log.info("chunk %d, %s, %d steps: %s", chunk, name, count, numbers)
     write_rows(bench.folder / "membership.csv", rows)
     means = mean_rows(rows)
     bench.summarise({f"test/{row['set']}_{row['steps']}_{k}": row[k] for row in means for k in row if "auc" in k})
@@ -111,7 +93,42 @@ def membership(
     print_rows(means, title=f"{data.source_name}, {members} members, means over {chunks} chunks")
 
 
-def first_of(loader: Sequence[tuple[Tensor, Tensor]], count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def check_sizes(data: ImageDataModule, chunks: int, members: int) -> None:
+    """ValueError where there are too few images, or too few are asked for."""
+    if members < FEWEST:
+        raise ValueError(
+            f"task.members={members}: at least {FEWEST} are needed, of which attacks are fitted to a quarter"
+        )
+    available, outside = len(data.splits["train"]), len(data.splits["test"])
+    if chunks * members > available or members > outside:
+        raise ValueError(
+            f"task.chunks={chunks}, task.members={members}: {data.source_name} has {available} train images here, and "
+            f"{outside} to test on"
+        )
+
+
+def trained(
+    bench: Bench,
+    synthetic: SyntheticSet,
+    protocol: Protocol,
+    further: Callable[[nn.Module], Mapping[str, float]],
+    seed: int,
+) -> dict[str, float]:
+    """Test accuracy of a network trained on the set, and what `further` says of it."""
+    found = evaluate(
+        synthetic,
+        without_batch_norm(bench.new_network),
+        bench.data.test_dataloader(),
+        seed=seed,
+        protocol=protocol,
+        networks=1,
+        device=bench.device,
+        further=further,
+    )
+    return {"accuracy": found.mean, **found.further[0]}
+
+
+def first_of(loader: Iterable[tuple[Tensor, Tensor]], count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The first images of a loader, and their labels."""
     batches = [(x.to(device), y.to(device)) for x, y in loader]
     return torch.cat([x for x, _ in batches])[:count], torch.cat([y for _, y in batches])[:count]

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ncdd.data.distilled import read
 from ncdd.distill import SyntheticSet
-from tests.run.conftest import ROOT, only_run
+from tests.run.conftest import only_run
 from tests.run.test_resume import wait_for
 
 # a second or two: 10 digits, a small ConvNet, two epochs of 8 iterations
@@ -55,13 +55,13 @@ def test_a_run_leaves_its_set_evaluated_and_drawn(command, tmp_path):
         assert words in out, words
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])
-def test_killed_and_resumed_is_as_if_nothing_had_happened(command, process, tmp_path, blow):
-    long = [*DM, "distill.iterations=32"]
+def test_killed_and_resumed_is_as_if_nothing_had_happened(command, process, tmp_path):
+    """A checkpoint is of the end of an epoch; the last one is shorter than the others."""
+    long = [*DM, "distill.iterations=28"]
     assert command(*long, "hydra.run.dir=whole")[0] == 0
     first = process(*long)
     wait_for(tmp_path, 1, first)
-    first.send_signal(blow)
+    first.send_signal(signal.SIGKILL)
     output, _ = first.communicate()
     assert first.returncode != 0, output
     folder = only_run(tmp_path)
@@ -121,14 +121,14 @@ def test_any_network_trains_on_what_a_run_leaves(command, tmp_path):
     code, _, err = command(*train, *small, "optimizer.lr=0.05", "hydra.run.dir=trained")
     assert code == 0, err
     final = json.loads((tmp_path / "trained/summary.json").read_text())["final"]
-    assert final["train/accuracy"] == 1
+    assert final["train/accuracy"] > 0.8
     assert final["test/accuracy"] > 0.3
     assert "real/nc1_pinv" in final
 
 
 def test_a_sweep_over_sizes_ends_in_a_table_and_a_figure_of_its_own_numbers(command, tmp_path):
     sweep = ["-m", "name=sizes", "distill.images_per_class=1,2", "study.x=distill.images_per_class", "distill.every=16"]
-    code, out, err = command(*DM, *sweep)
+    code, out, err = command(*sweep, *DM, "figures=true")
     assert code == 0, err
     assert "aug" in out
     assert "NC1 " not in out.split("2 jobs")[1].split("acc,")[0]
@@ -138,13 +138,16 @@ def test_a_sweep_over_sizes_ends_in_a_table_and_a_figure_of_its_own_numbers(comm
     assert (tmp_path / "multirun/sizes/figures/sizes.png").exists()
 
 
-def test_wandb_gets_the_images_as_they_are_learned(command, tmp_path):
+def test_wandb_gets_the_images_as_they_are_learned(command, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no netrc
     code, _, err = command(*DM, "logger=wandb", "hydra.run.dir=run")
     assert code == 0, err
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
-    command_line = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-    found = subprocess.run(command_line, capture_output=True, text=True, cwd=ROOT)
-    assert found.returncode == 0, found.stderr
-    print(found.stdout[:3000])
+    inspect = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(folder)]
+    found = subprocess.run(inspect, capture_output=True, text=True, check=True).stdout
+    for name in ("figures/distilled", "val/accuracy", "val/accuracy_std", "test/accuracy_augmented"):
+        assert name in found, name
     images = sorted((folder / "files/media/images/figures").glob("distilled_*.png"))
     assert len(images) == 3
