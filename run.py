@@ -355,7 +355,8 @@ def stop_processes() -> None:
 def quoted(argument: str) -> str:
     """`checkpoint=PATH` with the path in quotes where Hydra needs them, as in the folder of a sweep's job."""
     key, _, path = argument.partition("=")
-    return f"{key}='{path}'" if key == "checkpoint" and set(path) & set("=,") and Path(path).exists() else argument
+    of_run = key in ("checkpoint", "distilled")
+    return f"{key}='{path}'" if of_run and set(path) & set("=,") and Path(path).exists() else argument
 
 
 def main() -> None:

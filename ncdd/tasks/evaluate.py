@@ -101,7 +101,8 @@ def evaluate(
 ) -> None:
     """Train fresh networks on the set and test them on real images, by each protocol and by those of its own run.
 
-    networks: behind each mean and deviation.  protocols: by name; of the first one are Neural Collapse and `cross`.
+    networks: behind each mean and deviation.  protocols: by name; of the first one are Neural Collapse (of a step-wise
+        set: of its own steps) and `cross`.
     baselines: of `ncdd.distill.coresets`, as many real images of the train split; `draws` sets of random ones.
     cross: names of further `architectures`, with `head`.
     real: how `real_networks` networks are trained on the whole train split, which is held in memory as float32; None
@@ -229,10 +230,11 @@ def of_set(
     shared: Shared,
     further: Further,
 ) -> Iterator[Result]:
-    """The set itself: by its own steps where it has them, then by each protocol; of the first `further`, too."""
+    """The set itself: by its own steps where it has them, then by each protocol; of the first of these `further`, too."""
     name = name_of(bench)
     if synthetic.stepwise:
-        yield Result(THIS, name, OWN_STEPS, judge(synthetic, held_out(bench), **shared))
+        yield Result(THIS, name, OWN_STEPS, judge(synthetic, held_out(bench), further=further, **shared))
+        further = None
     for protocol_name, protocol in protocols.items():
         found = judge(synthetic, bench.new_network, protocol=protocol, own_steps=False, further=further, **shared)
         yield Result(THIS, name, protocol_name, found)
@@ -405,10 +407,9 @@ def publish(bench: Bench, size: str, results: Sequence[Result], found: Scores | 
 
 
 def final_values(results: Sequence[Result]) -> dict[str, float]:
-    """For the summary: `test/accuracy` (first protocol), `test/accuracy_PROTOCOL` and SPLIT/METRIC of the set itself;
+    """For the summary: `test/accuracy` (first result), `test/accuracy_PROTOCOL` and SPLIT/METRIC of the set itself;
     `cross/NETWORK/accuracy`; and as those of the set, but behind `BASELINE/` or `real_data/`, of others."""
-    first = next(result.protocol for result in results if result.protocol != OWN_STEPS)
-    own, values = results[0].network, dict[str, float]()
+    first, own, values = results[0].protocol, results[0].network, dict[str, float]()
     for result in results:
         of = "test" if result.trained_on == THIS else result.trained_on
         of = of if result.network == own else f"cross/{result.network}"

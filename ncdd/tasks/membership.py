@@ -21,7 +21,7 @@ from ncdd.distill.regression import centred
 from ncdd.models.frepo_conv import without_batch_norm
 from ncdd.report.figures import draw
 from ncdd.report.rows import Row, print_rows, write_rows
-from ncdd.tasks.bench import Bench
+from ncdd.tasks.bench import Bench, sample_loader
 from ncdd.tasks.continual import described
 from ncdd.tasks.evaluate import check_names, real_images
 
@@ -44,7 +44,7 @@ def membership(
 ) -> None:
     """Attack networks trained on a chunk of the train split, and on the set distilled from it (Zhou et al. 2022).
 
-    chunks, members: the first chunks * members images; non-members are as many of the test split.
+    chunks, members: the first chunks * members images; non-members are as many of the test split, drawn at random.
     images_per_class: of the distilled sets.  distil: `ncdd.distill.frepo.distil`.
     steps, protocol: each number of steps is one network, without BatchNorm, trained from scratch.
     attacks: names of `ncdd.distill.membership`.
@@ -57,7 +57,7 @@ def membership(
     check_names(attacks=(attacks, ATTACKS))
     check_sizes(data, chunks, members)
     real = real_images(data).to(bench.device)
-    others_x, others_y = first_of(data.test_dataloader(), members, bench.device)
+    others_x, others_y = together(sample_loader(data, "test", members), bench.device)
     rows: list[Row] = []
     for chunk in range(chunks):
         part = slice(chunk * members, (chunk + 1) * members)
@@ -128,10 +128,10 @@ def trained(
     return {"accuracy": found.mean, **found.further[0]}
 
 
-def first_of(loader: Iterable[tuple[Tensor, Tensor]], count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The first images of a loader, and their labels."""
-    batches = [(x.to(device), y.to(device)) for x, y in loader]
-    return torch.cat([x for x, _ in batches])[:count], torch.cat([y for _, y in batches])[:count]
+def together(loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """All images of a loader, and their labels."""
+    images, labels = zip(*loader, strict=True)
+    return torch.cat(images).to(device), torch.cat(labels).to(device)
 
 
 def attacked(
