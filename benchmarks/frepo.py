@@ -54,7 +54,7 @@ class Steps(FRePo):
         size: int,
         per_class: int,
         batch: int,
-        mirror: bool,
+        use_flip: bool,
         *,
         width: int,
         compile: bool,
@@ -76,7 +76,7 @@ class Steps(FRePo):
             pool=partial(NetworkPool, optimizer=partial(torch.optim.Adam, lr=3e-4), size=10, max_age=100),
             batch_size=batch,
             reg=1e-6,
-            mirror=mirror,
+            use_flip=use_flip,
             online_images=1000,
             krr_networks=1,
             chunk=16 if DEVICE.type == "cpu" else batch,
@@ -112,9 +112,9 @@ def forward_flops(channels: int, size: int, width: int) -> float:
     return total
 
 
-def step_flops(channels: int, size: int, per_class: int, batch: int, mirror: bool, width: int) -> float:
+def step_flops(channels: int, size: int, per_class: int, batch: int, use_flip: bool, width: int) -> float:
     images = 10 * per_class
-    return forward_flops(channels, size, width) * (batch + 2 * images * (1 + mirror) + 3 * images)
+    return forward_flops(channels, size, width) * (batch + 2 * images * (1 + use_flip) + 3 * images)
 
 
 def seconds(work: Callable[[], object]) -> float:

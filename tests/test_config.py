@@ -28,6 +28,7 @@ NEEDS = {
     "trainer/gpu": ["trainer.accelerator=cpu"],
     "method/etf": ["head=etf"],
     "method/invert": ["method.checkpoint=null"],
+    "experiment/joint_invert": ["method.checkpoint=null"],
     "model/unconstrained": ["dataset=ufm"],
     "callbacks/ufm": ["experiment=ufm"],
 }

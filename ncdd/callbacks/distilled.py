@@ -168,7 +168,7 @@ class DistilledSet(pl.Callback):
         if not loader:
             raise ValueError("callbacks.distilled.tune: needs a validation split, dataset.val_fraction above 0, or {}")
         options = {"networks": max(1, self.networks), "seed": self.seed, "device": method.device}
-        return best_protocol(synthetic, method.held_out(), loader, protocol, self.tune, **options)
+        return best_protocol(synthetic, method.held_out(), loader, protocol, self.tune or {}, **options)
 
     def _described(self, method: Any, folder: Path) -> SyntheticSet:
         """The method's set, with how it was made."""

@@ -112,7 +112,7 @@ def distil(
     iterations: int,
     lr: float,
     batch_size: int,
-    mirror: bool,
+    use_flip: bool,
     chunk: int,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ def distil(
 
     For programs that learn many small sets; `ncdd.methods.FRePo` is one set with all that a run has.
     images (N, C, H, W), classes (N,) int64, of num_classes: real ones, on the device where the work is done.
-    pool: factory of the `NetworkPool`, given new_network.  lr: LAMB's, falling to a tenth.  mirror: see `mirrored`.
+    pool: factory of the `NetworkPool`, given new_network.  lr: LAMB's, falling to a tenth.  use_flip: see `mirrored`.
     All that is drawn is by `seed`. Raises ValueError where a class has fewer images than per_class.
     """
     with torch.random.fork_rng():
@@ -137,7 +137,7 @@ def distil(
             network = networks.networks[index]
             real = constant_features(network, images[batch], chunk=chunk)
             targets = centred(classes[batch], num_classes, real.dtype)
-            of_set, labels = mirrored(x, y) if mirror else (x, y)
+            of_set, labels = mirrored(x, y) if use_flip else (x, y)
             optimizer.zero_grad()
             sum(meta_loss(features(network, of_set), labels, real, targets)).backward()  # type: ignore[union-attr]
             optimizer.step()

@@ -37,7 +37,7 @@ class FRePo(Distillation):
     `ncdd.distill.frepo.meta_loss`, and the network one step of half the squared error on the set as it then is.
 
     pool: factory of the `NetworkPool`, given new_network.  batch_size: real images of a step.  reg: of the ridge.
-    mirror: regress from mirror images too; not for digits, nor where twice the images exceed the features.
+    use_flip: regress from mirror images too; not for digits, nor where twice the images exceed the features.
     online_images: of the set, the most that a network is trained on in one step, drawn at random where it has more.
     chunk: real images at one time, whose features stay in the cache.  precision: of the real images' features.
     compile: features and online training by `torch.compile`, which pays after some hundred steps.
@@ -57,7 +57,7 @@ class FRePo(Distillation):
         pool: Callable[..., NetworkPool],
         batch_size: int,
         reg: float,
-        mirror: bool,
+        use_flip: bool,
         online_images: int,
         krr_networks: int,
         chunk: int,
@@ -80,7 +80,7 @@ class FRePo(Distillation):
         for name, value in (("chunk", chunk), ("online_images", online_images)):
             if value < 1:
                 raise ValueError(f"method.{name}={value}: a number >= 1 is needed")
-        self.reg, self.mirror, self.online_images, self.chunk = reg, mirror, online_images, chunk
+        self.reg, self.use_flip, self.online_images, self.chunk = reg, use_flip, online_images, chunk
         self.pool = pool(new_network=lambda: new_network().to(memory_format=torch.channels_last))
         if not 1 <= krr_networks <= len(self.pool):
             raise ValueError(f"method.krr_networks={krr_networks}: a number from 1 to pool.size={len(self.pool)}")
@@ -102,7 +102,7 @@ class FRePo(Distillation):
         self.drawn = self.pool.draw()
         network = self.pool.networks[self.drawn]
         of_real = self.real_features(network, real)
-        images, labels = mirrored(self.images, self.targets) if self.mirror else (self.images, self.targets)
+        images, labels = mirrored(self.images, self.targets) if self.use_flip else (self.images, self.targets)
         of_set = self.features(network, images)
         value = meta_loss(of_set, labels, of_real, centred(classes, self.num_classes, real.dtype), reg=self.reg)
         loss = value.kernel + value.label if self.learn_labels else value.kernel
@@ -136,7 +136,7 @@ class FRePo(Distillation):
     @torch.no_grad()
     def _krr_accuracy(self, network: nn.Module, images: Tensor, labels: Tensor, loader: Iterable[Batch]) -> float:
         images, labels = images.to(self.device), labels.to(self.device)
-        if self.mirror:
+        if self.use_flip:
             images, labels = mirrored(images, labels)
         weights = ridge_weights(features(network, images), labels, self.reg)
         return accuracy(lambda x: self.real_features(network, x).float() @ weights, loader, self.device)

@@ -23,7 +23,7 @@ TABLES = (  # what tasks leave in a run's folder
     "membership.csv",
 )
 NAMES = ("layer", "score", "set", "network", "protocol", "split")  # columns of text
-COUNTS = ("n", "steps", "step", "chunk", "classes", "images")  # columns of whole numbers
+COUNTS = ("n", "steps", "step", "chunk", "classes", "images", "memory_mb")  # columns of whole numbers
 Row = Mapping[str, Any]
 
 
@@ -59,4 +59,4 @@ def _cell(name: str, value: Any) -> str:
     """Text as it is, counts in full, other numbers as `number` shows them."""
     if isinstance(value, str):
         return escape(value)
-    return f"{int(value):,}" if name in COUNTS else number(name, value)
+    return f"{value:,.0f}" if name in COUNTS else number(name, value)

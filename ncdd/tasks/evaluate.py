@@ -230,7 +230,7 @@ def of_set(
     shared: Shared,
     further: Further,
 ) -> Iterator[Result]:
-    """The set itself: by its own steps where it has them, then by each protocol; of the first of these `further`, too."""
+    """The set itself: by its own steps where it has them, and by each protocol; of the first of all `further`, too."""
     name = name_of(bench)
     if synthetic.stepwise:
         yield Result(THIS, name, OWN_STEPS, judge(synthetic, held_out(bench), further=further, **shared))

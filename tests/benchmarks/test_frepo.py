@@ -12,13 +12,13 @@ def test_the_published_network():
     assert forward_flops(1, 28, 128) == pytest.approx(0.304e9, rel=2e-3)
 
 
-@pytest.mark.parametrize("mirror", [False, True])
-def test_the_convolutions_of_a_step(mirror):
+@pytest.mark.parametrize("use_flip", [False, True])
+def test_the_convolutions_of_a_step(use_flip):
     """But for the gradient of the images in the network's own step, which nobody needs."""
-    steps = Steps(**SIZES, mirror=mirror, compile=False, precision="float32")
+    steps = Steps(**SIZES, use_flip=use_flip, compile=False, precision="float32")
     counter = FlopCounterMode(display=False)
     with counter:
         steps.step()
     counted = sum(n for name, n in counter.get_flop_counts()["Global"].items() if "convolution" in str(name))
     unneeded = 20 * 2 * 9 * 8 * 32**2  # 20 images, the first convolution
-    assert counted == step_flops(**SIZES, mirror=mirror) - unneeded
+    assert counted == step_flops(**SIZES, use_flip=use_flip) - unneeded

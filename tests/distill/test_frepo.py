@@ -189,7 +189,7 @@ def learn(iterations: int, classes: Tensor, **changes) -> tuple[Tensor, Tensor]:
         "pool": partial(NetworkPool, optimizer=partial(torch.optim.Adam, lr=1e-3), size=2, max_age=5),
         "lr": 1e-2,
         "batch_size": 20,
-        "mirror": False,
+        "use_flip": False,
         "chunk": 16,
         "seed": 0,
     }
@@ -216,7 +216,7 @@ def test_distil():
 
     assert contrast(x) > contrast(start)
     assert not torch.equal(learn(1, classes, lr=1e-12, seed=1)[0], start)
-    mirrored_x, _ = learn(3, classes, mirror=True)
+    mirrored_x, _ = learn(3, classes, use_flip=True)
     assert not torch.equal(mirrored_x, learn(3, classes)[0])
 
 

@@ -38,7 +38,7 @@ def frepo(**changes) -> FRePo:
         "pool": pool,
         "batch_size": 64,
         "reg": 1e-6,
-        "mirror": False,
+        "use_flip": False,
         "online_images": 1000,
         "krr_networks": 3,
         "chunk": 16,
@@ -93,15 +93,15 @@ def batches(data, steps):
     )
 
 
-@pytest.mark.parametrize("mirror", [False, True])
-def test_a_plain_loop_does_the_same(digits, mirror):
+@pytest.mark.parametrize("use_flip", [False, True])
+def test_a_plain_loop_does_the_same(digits, use_flip):
     """With one network, written out: meta loss by a linear solve of the features' Gram matrix, then an Adam step.
 
     LAMB turns what is left of pixels without a gradient into steps, of up to 1e-2 here: float32 shows in its third
     digit.
     """
     one = partial(NetworkPool, optimizer=partial(torch.optim.Adam, lr=1e-3), size=1, max_age=None)
-    method = frepo(pool=one, mirror=mirror, krr_networks=1, reg=1e-2)
+    method = frepo(pool=one, use_flip=use_flip, krr_networks=1, reg=1e-2)
     network = new_network()
     network.load_state_dict(method.pool.networks[0].state_dict())
     start = fit(frepo(pool=one, krr_networks=1), digits, 0)
@@ -110,10 +110,10 @@ def test_a_plain_loop_does_the_same(digits, mirror):
     adam = torch.optim.Adam(network.parameters(), lr=1e-3)
     for x, classes in batches(digits, 3):
         network.eval()
-        synthetic = torch.cat([images, images.flip(-1)]) if mirror else images
+        synthetic = torch.cat([images, images.flip(-1)]) if use_flip else images
         h = network.forward_features(synthetic).double()
         K = h @ h.T
-        y = (torch.cat([labels, labels]) if mirror else labels).double()
+        y = (torch.cat([labels, labels]) if use_flip else labels).double()
         alpha = torch.linalg.solve(K + 1e-2 * K.trace() / len(K) * torch.eye(len(K)), y)
         pred = network.forward_features(x).detach().double() @ h.T @ alpha
         margin = labels.topk(2).values
@@ -215,3 +215,12 @@ def test_kernels_that_fail_say_what_helps(digits, value, message):
     method.__class__ = Spoilt
     with pytest.raises(ValueError, match=message):
         fit(method, digits, 1)
+
+
+@pytest.mark.slow
+def test_compiled_is_the_same(digits):
+    """One compilation serves all networks of the pool."""
+    torch._dynamo.reset()
+    eager, compiled = (fit(frepo(compile=compile), digits, EVERY) for compile in (False, True))
+    torch.testing.assert_close(compiled.images, eager.images, rtol=0, atol=2e-3)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6

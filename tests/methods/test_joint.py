@@ -209,7 +209,7 @@ def test_neural_collapse_is_measured_on_real_and_distilled_images(digits):
     assert float(found["train/nc1_pinv"]) == pytest.approx(own.values["nc1_pinv"], rel=1e-4)
     key = "nc1_pinv__train_means"  # how far the set's features are from the real class means
     assert float(found[f"distilled/{key}"]) == pytest.approx(distilled.values[key], rel=1e-4)
-    assert "test/nc1_pinv" in found
+    assert "real_test/nc1_pinv" in found
 
 
 def test_evaluations_train_a_learned_head(digits):

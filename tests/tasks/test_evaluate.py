@@ -113,12 +113,16 @@ def test_a_published_npz_needs_to_be_trusted(command, tmp_path):
 
 def test_a_stepwise_set_goes_by_its_own_steps_too(command, tmp_path):
     steps = {"step_sizes": torch.full((20,), 0.1), "order": torch.arange(10).expand(20, 10).contiguous()}
-    a_set(**steps).save(tmp_path / "set.safetensors")
-    code, out, err = command(*QUICK, *LITTLE, "distilled=set.safetensors")
+    a_set(**steps).save(tmp_path / "a=1,b=2" / "set.safetensors")  # as in the folder of a sweep's job
+    code, out, err = command(*QUICK, *LITTLE, "distilled=a=1,b=2/set.safetensors")
     assert code == 0, err
     assert "the set is a step-wise one: it works only in its own order" in out + err
     rows = read_rows(tmp_path / "out/evaluate.csv")
     assert [(row["protocol"], row["steps"]) for row in rows] == [("own_steps", 20), ("plain", 40)]
+    final = json.loads((tmp_path / "out/summary.json").read_text())["final"]
+    assert (final["test/accuracy"], final["test/accuracy_plain"]) == tuple(row["accuracy"] for row in rows)
+    collapse = read_rows(tmp_path / "out/collapse.csv")
+    assert collapse[1]["accuracy"] == pytest.approx(rows[0]["accuracy"], abs=3 / len(DIGITS.test))
 
 
 def shrunk(path: Path) -> None:
