@@ -118,7 +118,7 @@ def distil(
 ) -> tuple[Tensor, Tensor]:
     """Learn `per_class` images (n, C, H, W) for each class that occurs, and labels (n, C): FRePo in a plain loop.
 
-    For programs that learn many small sets; `ncdd.methods.FRePo` is one set with all that a run has.
+    For programs that learn many small sets; `ncdd.methods.frepo.FRePo` learns one set, with all that a run has.
     images (N, C, H, W), classes (N,) int64, of num_classes: real ones, on the device where the work is done.
     pool: factory of the `NetworkPool`, given new_network.  lr: LAMB's, falling to a tenth.  use_flip: see `mirrored`.
     All that is drawn is by `seed`. Raises ValueError where a class has fewer images than per_class.

@@ -88,7 +88,8 @@ def evaluate(
     bench: Bench,
     synthetic: SyntheticSet,
     networks: int,
-    protocols: Mapping[str, Protocol],
+    protocols: Mapping[str, Protocol | None],
+    own: bool,
     baselines: Sequence[str],
     draws: int,
     cross: Sequence[str],
@@ -99,10 +100,10 @@ def evaluate(
     collapse_samples: int | None,
     trust: bool,
 ) -> None:
-    """Train fresh networks on the set and test them on real images, by each protocol and by those of its own run.
+    """Train fresh networks on the set and test them on real images, by each protocol and by the set's own.
 
     networks: behind each mean and deviation.  protocols: by name; of the first one are Neural Collapse (of a step-wise
-        set: of its own steps) and `cross`.
+        set: of its own steps) and `cross`. None is left out.  own: also those by which the set's run has tested it.
     baselines: of `ncdd.distill.coresets`, as many real images of the train split; `draws` sets of random ones.
     cross: names of further `architectures`, with `head`.
     real: how `real_networks` networks are trained on the whole train split, which is held in memory as float32; None
@@ -119,9 +120,12 @@ def evaluate(
     others = {name: partial(network_of, architectures[name], head, data) for name in cross}
     for new_network in others.values():
         new_network()  # what cannot read these images says so before hours have passed
-    plain, protocol = next(iter(protocols.items()))
-    own = {name: p for name, p in own_protocols(bench, synthetic).items() if p not in protocols.values()}
-    suitable = {name: suited(p, synthetic) for name, p in ({**protocols, **own}).items()}
+    given = {name: p for name, p in protocols.items() if p is not None}
+    if not given:
+        raise ValueError("task.protocols: none is left; at least one is needed")
+    mine = own_protocols(bench, synthetic) if own else {}
+    new = {name: p for name, p in mine.items() if p not in given.values()}
+    suitable = {name: suited(p, synthetic) for name, p in {**given, **new}.items()}
     shared = {"test": data.test_dataloader(), "seed": bench.seed, "networks": networks, "device": bench.device}
     loaders = {"train": sample_loader(data, "train", collapse_samples), "test": data.test_dataloader()}
     collapse = partial(collapse_of, loaders=loaders, num_classes=data.num_classes)
@@ -134,7 +138,7 @@ def evaluate(
     if real:
         parts.append(of_real(bench, train, real, {**shared, "networks": real_networks}, collapse))
         if synthetic.labels.ndim == 2:
-            parts.append(of_hard_labels(bench, synthetic, plain, protocol, shared))
+            parts.append(of_hard_labels(bench, synthetic, *next(iter(given.items())), shared))
     results: list[Result] = []
     for result in chain(*parts):
         log.info("%s, %s, %s: %s", result.trained_on, result.network, result.protocol, result.found)

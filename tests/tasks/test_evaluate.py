@@ -92,7 +92,7 @@ def test_everything_of_a_set_with_soft_labels(command, tmp_path):
     assert main([str(tmp_path / "out")]) == 0  # python -m ncdd.report draws and prints the same again
 
 
-LITTLE = ["task.baselines=[]", "task.cross=[]", "task.real=null", "task.networks=1", "~task.protocols.augmented"]
+LITTLE = ["task.baselines=[]", "task.cross=[]", "task.real=null", "task.networks=1", "task.protocols.augmented=null"]
 
 
 def test_a_published_npz_needs_to_be_trusted(command, tmp_path):
@@ -156,6 +156,7 @@ def shrunk(path: Path) -> None:
         (lambda path: a_set().save(path), ["task.cross=[lenet]"], "LeNet's two 5x5 convolutions need images of"),
         (lambda path: a_set().save(path), ["task.cross=[lent]"], "task.cross: no 'lent'; choose from mlp, convnet"),
         (lambda path: a_set().save(path), ["task.baselines=[best]"], "task.baselines: no 'best'; choose from random"),
+        (lambda path: a_set().save(path), ["task.protocols.plain=null"], "task.protocols: none is left"),
         (lambda path: None, [], "no file"),
         (lambda path: path.write_bytes(b"x"), [], "is damaged or no safetensors file"),
     ],
