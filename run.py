@@ -59,7 +59,7 @@ def one_job(cfg: DictConfig) -> None:
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
         made = run_config(Path(cfg.checkpoint)) if cfg.checkpoint else set_config(Path(cfg.distilled or ""))
         if made:
-            check_targets(made, Path(CONF))
+            check_targets(made, job.overrides.task, Path(CONF), source=cfg.checkpoint or cfg.distilled)
             plain = inherit(plain, made, job.overrides.task)
         if not sweep and cfg.resume:
             if stopped := runfolder.unfinished(folder.parent, plain):
@@ -115,6 +115,7 @@ def work(plain: dict[str, Any], run: runfolder.RunFolder, job: Any) -> None:
     cfg = OmegaConf.create(plain)
     check_given(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    torch.backends.cudnn.allow_tf32 = False  # on a GPU 32-true means it: collapse is measured in the last digits
     if "fork" in str(cfg.trainer.get("strategy")):
         torch.set_num_threads(1)  # a pool of threads does not survive the fork: its first use there would hang
 
@@ -248,6 +249,8 @@ def fit(cfg: DictConfig, run: runfolder.RunFolder, trainer: Any, record: Any, me
     if sampling := getattr(method, "sampling", None):  # of a distillation, which draws its real batches
         if trainer.num_devices > 1:
             raise ValueError(f"trainer.devices={cfg.trainer.devices}: a distillation runs on one, set 1")
+        if (precision := cfg.trainer.get("precision", "32-true")) != "32-true":  # its solves would be rounded
+            raise ValueError(f"trainer.precision={precision}: a distillation needs 32-true")
         data.draws = (sampling, cfg.distill.every)
     if trainer.num_devices > 1:
         listen()
@@ -255,6 +258,7 @@ def fit(cfg: DictConfig, run: runfolder.RunFolder, trainer: Any, record: Any, me
         log.info("going on from %s", run.checkpoint)
     trainer.fit(method, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
     if not (run.path / "summary.json").exists():  # stopped between the last checkpoint and the end
+        method.to(trainer.strategy.root_device)  # which the Trainer has taken it from
         record.close(trainer, method)
     wide_console().print(run_table(read_summary(run.path)))
     folder = os.path.relpath(run.path)

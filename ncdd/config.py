@@ -102,10 +102,7 @@ def check(config: Mapping[str, Any], wired: Mapping[str, Collection[str]]) -> No
     mistakes += [
         f"{path}: no _target_ among {', '.join(node)}; this group's choices have one"
         for path, node in nodes.items()
-        if isinstance(node, Mapping)
-        and node
-        and "_target_" not in node
-        and path not in ("callbacks", "study", "distill")
+        if isinstance(node, Mapping) and node and "_target_" not in node and path not in PLAIN
     ]
     mistakes += _mistakes(config, "", wired)
     if mistakes:

@@ -42,18 +42,19 @@ def set_config(distilled: Path) -> Node | None:
     return None
 
 
-def check_targets(run: Mapping[str, Any], conf: Path) -> None:
-    """Raise ValueError where the configuration of a run, which may be a stranger's, names what no YAML of `conf` does.
+def check_targets(run: Mapping[str, Any], overrides: Iterable[str], conf: Path, *, source: str) -> None:
+    """Raise ValueError where what is inherited of a stranger's configuration calls what no YAML of `conf` does.
 
-    A `_target_` is called: a folder that was sent with a checkpoint must not choose what.
+    A `_target_` is called, and a string with an interpolation is resolved: the file `source` must not choose what.
     """
     known = {target for path in conf.rglob("*.yaml") for target in _targets(yaml.safe_load(path.read_text()))}
-    theirs = {target for path in INHERITED for target in _targets(_get(run, path))}
-    for target in sorted(theirs - known):
-        raise ValueError(
-            f"the config.yaml of the checkpoint's run names {target}, which no choice in conf/ does; copy the "
-            "checkpoint out of that folder, and name dataset, model, head and method"
-        )
+    inherited = [_get(run, path) for path in _inherited(run, overrides)]
+    stored, help = f"the configuration stored with {source}", "name dataset, model, head, method and callbacks yourself"
+    for target in sorted({target for node in inherited for target in _targets(node)} - known):
+        raise ValueError(f"{stored} names {target}, which no choice in conf/ does; {help}")
+    for text in (text for node in inherited for text in _strings(node)):
+        if "${" in text:
+            raise ValueError(f"{stored} is not resolved, it has {text!r}; {help}")
 
 
 def _targets(node: Any) -> Iterator[str]:
@@ -64,6 +65,16 @@ def _targets(node: Any) -> Iterator[str]:
     if isinstance(node, list):
         for child in node:
             yield from _targets(child)
+
+
+def _strings(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    if isinstance(node, Mapping):
+        node = [*node.keys(), *node.values()]
+    if isinstance(node, list):
+        for child in node:
+            yield from _strings(child)
 
 
 def named(overrides: Iterable[str]) -> set[str]:
@@ -77,16 +88,19 @@ def inherit(config: Mapping[str, Any], run: Mapping[str, Any], overrides: Iterab
     An experiment names every group. All plain containers; neither argument is changed.
     """
     mine, result = named(overrides), deepcopy(dict(config))
-    if "experiment" in mine:
-        return result
-    for path in INHERITED:
-        theirs = _get(run, path)
-        if theirs is MISSING or path.partition(".")[0] in mine or path in mine:
-            continue
-        _set(result, path, deepcopy(theirs))
+    for path in _inherited(run, mine):
+        _set(result, path, deepcopy(_get(run, path)))
         for setting in sorted(name for name in mine if name.startswith(f"{path}.")):
             _set(result, setting, _get(config, setting))
     return result
+
+
+def _inherited(run: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
+    """The paths that come from `run`."""
+    mine = named(overrides)
+    if "experiment" in mine:
+        return []
+    return [p for p in INHERITED if _get(run, p) is not MISSING and not {p, p.partition(".")[0]} & mine]
 
 
 def _get(node: Any, path: str) -> Any:

@@ -1,5 +1,6 @@
 """What a task takes from the run of its checkpoint, and what from the command line."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,18 @@ def test_the_run_is_found_from_its_folder_its_checkpoints_and_a_checkpoint(tmp_p
 
 def test_a_strangers_run_cannot_choose_what_is_called():
     conf = Path(__file__).parents[1] / "conf"
-    check_targets({"model": {"_target_": "ncdd.models.MLP"}, "optimizer": {"_target_": "torch.optim.SGD"}}, conf)
+    check = partial(check_targets, conf=conf, source="x.ckpt")
+    check({"model": {"_target_": "ncdd.models.MLP"}, "optimizer": {"_target_": "torch.optim.SGD"}}, [])
     for inside in ({"x": {"_target_": "torch.load", "f": "p.pt"}}, {"x": [{"y": {"_target_": "os.system"}}]}):
-        with pytest.raises(ValueError, match=r"names (torch\.load|os\.system), which no choice in conf/ does"):
-            check_targets({"callbacks": inside}, conf)
+        with pytest.raises(ValueError, match=r"x.ckpt names (torch\.load|os\.system), which no choice in conf/ does"):
+            check({"callbacks": inside}, [])
+        check({"callbacks": inside}, ["callbacks=default"])  # not inherited
+
+
+def test_a_strangers_run_cannot_choose_what_an_interpolation_calls(tmp_path):
+    """OmegaConf's own resolvers can make a node with a `_target_` out of a string."""
+    conf = Path(__file__).parents[1] / "conf"
+    hidden = "${oc.create:{_target_: os.mkdir, _args_: [made]}}"
+    for dataset in ({"source": hidden}, {"nodes": [{hidden: 1}]}):
+        with pytest.raises(ValueError, match="not resolved"):
+            check_targets({"dataset": dataset}, [], conf, source="set.safetensors")

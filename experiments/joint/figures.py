@@ -33,18 +33,18 @@ def numbers(of_age: list[Job], of_arms: list[Job], inverted: list[Job]) -> Figur
     figure = new_figure(9.5, 3.4)
     left, right = figure.subplots(1, 2)
     for colour, blocks, label in ((OKABE_ITO[0], "False", "the features"), (OKABE_ITO[1], "True", "every block too")):
-        mine = [s.final for o, s, _ in of_age if o["method.match_blocks"].lower() == blocks.lower()]
+        mine = [s["final"] for o, s, _ in of_age if o["method.match_blocks"].lower() == blocks.lower()]
         bars([f["train/nc1_pinv"] for f in mine], mine, left, colour, label)
     if inverted:
-        frozen = read_summary(HERE.parents[1] / "runs" / "frozen").final["train/nc1_pinv"]
-        finals = [s.final for _, s, _ in inverted]
+        frozen = read_summary(HERE.parents[1] / "runs" / "frozen")["final"]["train/nc1_pinv"]
+        finals = [s["final"] for _, s, _ in inverted]
         bars([frozen] * len(finals), finals, left, OKABE_ITO[2], "inverted through a frozen network")
     left.set_xscale("log")
     left.invert_xaxis()
     left.set_xlabel("NC1 of the network on real images: collapse to the right", fontsize=MEDIUM)
     left.set_ylabel("accuracy of fresh networks, %", fontsize=MEDIUM)
     left.legend(frameon=False, fontsize=MEDIUM)
-    finals = {o["recipe"]: s.final for o, s, _ in of_arms if o["distill.images_per_class"] == "1"}
+    finals = {o["recipe"]: s["final"] for o, s, _ in of_arms if o["distill.images_per_class"] == "1"}
     known = [arm for arm in ARMS if arm in finals]
     for offset, name, colour, label in (
         (-0.2, "test/accuracy", MUTED, "plain"),

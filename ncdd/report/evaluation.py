@@ -46,9 +46,10 @@ def _marks(ax: Axes, rows: Sequence[Row], key: str, colours: dict[str, str]) -> 
     """A mark with its deviation for each row, those of one `key` on one height."""
     heights = {name: height for height, name in enumerate(dict.fromkeys(row[key] for row in rows))}
     protocols = list(dict.fromkeys(row["protocol"] for row in rows))
+    shared = len(set(protocols) - {"real"})
     for n, protocol in enumerate(protocols):
         found = [row for row in rows if row["protocol"] == protocol]
-        shift = 0.6 * ((n + 0.5) / len(protocols) - 0.5) if protocol != "real" else 0
+        shift = 0.6 * ((n + 0.5) / shared - 0.5) if protocol != "real" else 0
         for row, label in zip(found, [_shown(protocol), *[None] * len(found)], strict=False):
             at, mean, std = heights[row[key]] + shift, 100 * row["accuracy"], 100 * row["accuracy_std"]
             looks: dict[str, Any] = {"color": colours[protocol], "markersize": 5, "capsize": 2, "linewidth": 1.4}
