@@ -317,7 +317,12 @@ def look(
             record=record,
         )
 
-    offered = {"subject": subject, "bench": bench, "synthetic": lambda: SyntheticSet.load(cfg.distilled)}
+    def synthetic() -> SyntheticSet:
+        """The file's; pixels are read as those of the data."""
+        units = {"normalisation": data.normalisation, "whitening": data.whitening}
+        return SyntheticSet.load(cfg.distilled, **units, only_pixels=True)
+
+    offered = {"subject": subject, "bench": bench, "synthetic": synthetic}
     asked = inspect.signature(task).parameters
     task(**{name: offer() for name, offer in offered.items() if name in asked})
     print(f"what was found is in {os.path.relpath(run.path)}")

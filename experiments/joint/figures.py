@@ -1,4 +1,7 @@
-"""The figures of this folder, from finished sweeps: `python experiments/joint/figures.py [--sweeps multirun]`."""
+"""The figures of this folder, from finished sweeps in multirun/ and the runs `frozen` and `one_go` in runs/.
+
+`python experiments/joint/figures.py [--root FOLDER]`, FOLDER being where multirun/ and runs/ are.
+"""
 
 import argparse
 from pathlib import Path
@@ -28,20 +31,19 @@ def jobs(sweep: Path) -> list[Job]:
     return [(job_overrides(folder, summary), summary, folder) for folder, summary in found]
 
 
-def numbers(of_age: list[Job], of_arms: list[Job], inverted: list[Job]) -> Figure:
+def numbers(of_age: list[Job], of_arms: list[Job], inverted: list[Job], runs: Path) -> Figure:
     """Accuracy of fresh networks against the collapse of those that taught the images, and of every method."""
     figure = new_figure(9.5, 3.4)
     left, right = figure.subplots(1, 2)
     for colour, blocks, label in ((OKABE_ITO[0], "False", "the features"), (OKABE_ITO[1], "True", "every block too")):
         mine = [s["final"] for o, s, _ in of_age if o["method.match_blocks"].lower() == blocks.lower()]
         bars([f["train/nc1_pinv"] for f in mine], mine, left, colour, label)
-    if inverted:
-        frozen = read_summary(HERE.parents[1] / "runs" / "frozen")["final"]["train/nc1_pinv"]
-        finals = [s["final"] for _, s, _ in inverted]
-        bars([frozen] * len(finals), finals, left, OKABE_ITO[2], "inverted through a frozen network")
-    left.set_xscale("log")
-    left.invert_xaxis()
-    left.set_xlabel("NC1 of the network on real images: collapse to the right", fontsize=MEDIUM)
+    one = read_summary(runs / "one_go")["final"]
+    bars([one["train/nc1_pinv"]], [one], left, OKABE_ITO[4], "one network, trained to the end")
+    frozen = read_summary(runs / "frozen")["final"]["train/nc1_pinv"]
+    bars([frozen] * len(inverted), [s["final"] for _, s, _ in inverted], left, OKABE_ITO[2], "inverted, frozen network")
+    left.set_xlim(1.75, 0.2)
+    left.set_xlabel("NC1 of the network on real images; collapse is to the right", fontsize=MEDIUM)
     left.set_ylabel("accuracy of fresh networks, %", fontsize=MEDIUM)
     left.legend(frameon=False, fontsize=MEDIUM)
     finals = {o["recipe"]: s["final"] for o, s, _ in of_arms if o["distill.images_per_class"] == "1"}
@@ -75,8 +77,8 @@ def bars(x: list[float], finals: list[dict[str, float]], ax, colour: str, label:
 
 def images(rows: dict[str, Path]) -> Figure:
     """Ten images a row, one a class."""
-    figure = new_figure(7.5, 0.72 * len(rows))
-    axes = figure.subplots(len(rows), 10, squeeze=False)
+    figure = new_figure(6.5, 0.52 * len(rows))
+    axes = figure.subplots(len(rows), 10, squeeze=False, gridspec_kw={"hspace": 0.02, "wspace": 0.02})
     for line, (label, folder) in zip(axes, rows.items(), strict=True):
         pixels = SyntheticSet.load(folder / "distilled.safetensors").pixels()
         for ax, image in zip(line, pixels.numpy(), strict=True):
@@ -88,13 +90,12 @@ def images(rows: dict[str, Path]) -> Figure:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sweeps", type=Path, default=Path("multirun"), help="folder of the finished sweeps")
-    sweeps = parser.parse_args().sweeps
+    parser.add_argument("--root", type=Path, default=Path(), help="folder of multirun/ and runs/")
+    root = parser.parse_args().root
     age, arms, objectives, inverted = (
-        jobs(sweeps / name) if (sweeps / name).is_dir() else []
-        for name in ("joint_age", "joint_vs_all", "joint_objectives", "joint_invert")
+        jobs(root / "multirun" / name) for name in ("joint_age", "joint_vs_all", "joint_objectives", "joint_invert")
     )
-    numbers(age, arms, inverted).savefig(HERE / "joint.png", dpi=DPI)
+    numbers(age, arms, inverted, root / "runs").savefig(HERE / "joint.png", dpi=DPI)
     folders = {o["recipe"]: folder for o, _, folder in arms if o["distill.images_per_class"] == "1"}
     shown = {ARMS[arm]: folders[arm] for arm in ARMS if arm in folders}
     shown |= {f"joint, {o['objective']}": folder for o, _, folder in objectives if o["objective"] == "literal"}

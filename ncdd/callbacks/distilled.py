@@ -16,8 +16,9 @@ import yaml
 from matplotlib.figure import Figure
 
 from ncdd.callbacks.wandb import WandbLogger
+from ncdd.data.seeding import fold_in
 from ncdd.distill import SyntheticSet
-from ncdd.distill.evaluate import Protocol, best_protocol, evaluate
+from ncdd.distill.evaluate import TEST, Protocol, best_protocol, evaluate
 from ncdd.report.images import animate, grid_figure, save_grid
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,11 @@ class DistilledSet(pl.Callback):
         left out.
     tune: field of a protocol -> values, of which each of `final` takes those that do best on the validation split.
 
-    In the run's folder: distilled.safetensors, figures/distilled/step_*.png and figures/distilled.webp.
+    In the run's folder: distilled.safetensors and, unless `Record` is told to draw no figures,
+    figures/distilled/step_*.png and figures/distilled.webp.
     """
+
+    figures = True
 
     def __init__(
         self,
@@ -100,11 +104,12 @@ class DistilledSet(pl.Callback):
             self.best = score
             replace(synthetic, accuracy=score).save(folder / FILE)
         picture = folder / "figures" / "distilled" / f"step_{step:07}.png"
-        save_grid(picture, _grid(synthetic, _title(step, values, self.monitor)))
+        if self.figures:
+            save_grid(picture, _grid(synthetic, _title(step, values, self.monitor)))
         for logger in trainer.loggers:
             if values:
                 logger.log_metrics({**values, "epoch": epochs - 1}, step=step)
-            if isinstance(logger, WandbLogger):
+            if isinstance(logger, WandbLogger) and self.figures:
                 logger.log_figures([picture], epoch=epochs, name="distilled")
         log.info("%s", _title(step, values, self.monitor))
         return values
@@ -146,7 +151,7 @@ class DistilledSet(pl.Callback):
                 method.held_out(),
                 loader,
                 networks=self.final_networks,
-                seed=self.seed + 1,  # other networks than those that chose the set
+                seed=fold_in(self.seed, TEST),
                 protocol=protocol,
                 device=method.device,
             )
@@ -155,7 +160,9 @@ class DistilledSet(pl.Callback):
         for logger in trainer.loggers:
             logger.log_metrics({**values, "epoch": trainer.current_epoch - 1}, step=trainer.global_step)
             logger.save()
-        animate(sorted((folder / "figures" / "distilled").glob("step_*.png")), folder / "figures" / "distilled.webp")
+        if self.figures:
+            grids = sorted((folder / "figures" / "distilled").glob("step_*.png"))
+            animate(grids, folder / "figures" / "distilled.webp")
         self.seconds += time.monotonic() - began
         return {
             "distilled": [name.removeprefix("test/") for name in values],

@@ -45,9 +45,11 @@ class FiniteLoss(pl.Callback):
     def _raise_if_bad(self, trainer: pl.Trainer) -> None:
         bad = -1 if self._first_bad is None else int(self._first_bad)
         if bad >= 0:
+            module = trainer.lightning_module
+            clip = ", or clip gradients by trainer.gradient_clip_val" if module.automatic_optimization else ""
             raise FloatingPointError(
-                f"the loss is not finite since step {bad} (epoch {trainer.current_epoch + 1}): lower optimizer.lr, or "
-                "clip gradients by trainer.gradient_clip_val; the checkpoints before it are kept"
+                f"the loss is not finite since step {bad} (epoch {trainer.current_epoch + 1}): lower optimizer.lr"
+                f"{clip}; the checkpoints before it are kept"
             )
 
 

@@ -104,6 +104,11 @@ class Record(pl.Callback):
         """Wall time of the run so far, over all its resumptions."""
         return self._seconds_before + time.monotonic() - self._began
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, DistilledSet):
+                callback.figures = self.figures
+
     def state_dict(self) -> dict[str, Any]:
         return {"rows": len(self.logger.rows), "seconds": self.seconds}
 

@@ -1,7 +1,7 @@
 """Baselines of the same size that learn nothing: random real images, herding, k-means, class mean, nearest to the mean.
 
 Shapes: N real images (C, H, W), K classes, `per_class` images of each; results are ordered by class.
-Herding and nearest-to-mean look at `features` (N, D), the images themselves where none are given.
+Herding and nearest-to-mean compare pixels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ def coreset(
     num_classes: int,
     per_class: int,
     generator: torch.Generator,
-    features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(images (K per_class, C, H, W), labels int64 (K per_class,)) by the method `name`, one of CORESETS.
 
@@ -39,33 +38,28 @@ def coreset(
         )
     if name == "class_mean" and per_class != 1:
         raise ValueError(f"images_per_class={per_class}: class_mean makes one image a class; use 1, or kmeans")
-    chosen = [
-        CORESETS[name](
-            images[labels == c], (images if features is None else features)[labels == c], per_class, generator
-        )
-        for c in range(num_classes)
-    ]
+    chosen = [CORESETS[name](images[labels == c], per_class, generator) for c in range(num_classes)]
     return torch.cat(chosen), torch.arange(num_classes, device=labels.device).repeat_interleave(per_class)
 
 
-def _random(images: Tensor, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _random(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
     everything = torch.zeros(len(images), dtype=torch.int64)
     return images[(rank_in_class(everything, 1, generator) < count).to(images.device)]
 
 
-def _herding(images: Tensor, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    return images[herding(features.flatten(1), count)]
+def _herding(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    return images[herding(images.flatten(1), count)]
 
 
-def _nearest(images: Tensor, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    return images[nearest_to_mean(features.flatten(1), count)]
+def _nearest(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    return images[nearest_to_mean(images.flatten(1), count)]
 
 
-def _class_mean(images: Tensor, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _class_mean(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return images.mean(0, keepdim=True)
 
 
-def _kmeans(images: Tensor, features: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _kmeans(images: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """The centres of k-means on pixels: images that are no real one."""
     from sklearn.cluster import KMeans  # imported here: it costs a second that the others need not pay
 
@@ -75,7 +69,7 @@ def _kmeans(images: Tensor, features: Tensor, count: int, generator: torch.Gener
     return torch.from_numpy(centres).to(images).view(count, *images.shape[1:])
 
 
-CORESETS: dict[str, Callable[[Tensor, Tensor, int, torch.Generator], Tensor]] = {
+CORESETS: dict[str, Callable[[Tensor, int, torch.Generator], Tensor]] = {
     "random": _random,
     "herding": _herding,
     "kmeans": _kmeans,

@@ -6,12 +6,12 @@ A plain loop, no Trainer. Network i of a seed has the same first weights for eve
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,12 @@ from ncdd.distill.unrolled import Weights
 
 _log = logging.getLogger(__name__)
 Batches = Iterable[tuple[Tensor, Tensor]]  # (images (B, C, H, W), labels (B,)), iterated anew for every test
+Net = TypeVar("Net", bound=nn.Module)
 NewNetwork = Callable[[], nn.Module]  # images -> logits, with fresh weights from torch's global generator
 Numbers = Mapping[str, float]
-INIT, TRAIN, BASELINE = range(100, 103)  # streams of random numbers, apart from those of `ncdd.data.seeding`
-DSA = "color_crop_cutout_flip_scale_rotate"
+# streams of random numbers, apart from those of `ncdd.data.seeding`; TEST: of a run's seed, for networks that test a
+# set and are others than those of the seed itself, which choose it on the validation split
+INIT, TRAIN, BASELINE, TEST = range(100, 104)
 _LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": F.cross_entropy,
     "mse": lambda logits, targets: 0.5 * (logits - targets).square().sum(1).mean(),
@@ -66,6 +68,9 @@ class Protocol:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(allowed)}")
+        for name in ("batch_size", "epochs", "steps"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise ValueError(f"{name}={number}: a number >= 1 is needed")
 
     def num_steps(self, num_images: int) -> int:
         """Batches in all."""
@@ -79,32 +84,6 @@ class Protocol:
         return {"step": 0.1 if 2 * step >= total else 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * done))}.get(
             self.schedule, 1.0
         )
-
-
-def dsa_protocol(*, flip: bool) -> Protocol:
-    """DSA's and DM's: 1000 epochs under their augmentation; `flip=False` for digits."""
-    return Protocol(epochs=1000, augment=DiffAugment(strategy=DSA if flip else DSA.replace("_flip", "")))
-
-
-def frepo_protocol(*, num_images: int, flip: bool) -> Protocol:
-    """FRePo's final one (Zhou et al. 2022): Adam, 500 steps of warm-up, cosine, MSE, more steps for more images."""
-    steps = next(steps for most, steps in _FREPO_STEPS if num_images <= most)
-    names = "color_crop_rotate_translate_cutout"
-    augment = DiffAugment(strategy=f"flip_{names}" if flip else names, family="frepo")
-    return Protocol(
-        optimizer="adam",
-        lr=3e-4,
-        weight_decay=0.0,
-        batch_size=min(num_images, 500),
-        steps=steps,
-        schedule="cosine",
-        warmup=500,
-        loss="mse",
-        augment=augment,
-    )
-
-
-_FREPO_STEPS = ((10, 1000), (100, 2000), (500, 5000), (1000, 10_000), (math.inf, 40_000))
 
 
 @dataclass(frozen=True)
@@ -152,6 +131,7 @@ def evaluate(
 ) -> Evaluation:
     """Train `networks` fresh networks on the set, each with seeds of its own, and test each.
 
+    new_network: fresh ones, or `Kept` ones, of which none is tested twice.
     own_steps: train a step-wise set in its own order with its own step sizes, as it is meant; False: by `protocol` like
                any other set, with a warning.
     stacked: train all networks at once by `torch.vmap`, none of which may have BatchNorm, whose running statistics
@@ -168,7 +148,7 @@ def evaluate(
         _log.warning("the set is a step-wise one: it %s", STEPWISE)
     with measured(device) as cost:
         synthetic = synthetic.to(device)
-        nets = [_fresh(new_network, seed, index).to(device) for index in range(networks)]
+        nets = [network.to(device) for network in fresh_networks(new_network, networks, seed=seed)]
         if by_steps:
             nets = [after_own_steps(synthetic, network) for network in nets]
         else:
@@ -194,7 +174,7 @@ def best_protocol(
     validation: a split that neither the set nor a test knows.  Of equals the first is taken.
     """
     tried: list[tuple[float, Protocol]] = []
-    for combination in product(*values.values()):
+    for combination in itertools.product(*values.values()):
         chosen = dict(zip(values, combination, strict=True))
         one = replace(protocol, **chosen)  # type: ignore[arg-type]
         found = evaluate(synthetic, new_network, validation, seed=seed, networks=networks, protocol=one, device=device)
@@ -212,7 +192,6 @@ def baselines(
     seed: int,
     names: Iterable[str] = tuple(CORESETS),
     draws: int = 5,
-    features: Tensor | None = None,
 ) -> dict[str, list[SyntheticSet]]:
     """Sets of the same size that learn nothing, by name, from real images (N, C, H, W) normalised as the synthetic set.
 
@@ -226,13 +205,7 @@ def baselines(
         for draw in range(draws if name == "random" else 1):
             generator = torch.Generator().manual_seed(fold_in(seed, BASELINE, draw))
             chosen, classes = coreset(
-                name,
-                images,
-                labels,
-                num_classes=num_classes,
-                per_class=per_class,
-                generator=generator,
-                features=features,
+                name, images, labels, num_classes=num_classes, per_class=per_class, generator=generator
             )
             found.setdefault(name, []).append(SyntheticSet(images=chosen, labels=classes, method=name))
     return found
@@ -276,8 +249,25 @@ def _targets(synthetic: SyntheticSet, protocol: Protocol) -> Tensor:
     return labels
 
 
-def _fresh(new_network: NewNetwork, seed: int, index: int) -> nn.Module:
-    """Network `index` of `seed`; torch's global generator is left as it was."""
+class Kept(Generic[Net]):
+    """Copies of `networks`, one after the other and over again, in the place of fresh ones."""
+
+    def __init__(self, networks: Sequence[Net]) -> None:
+        self.distinct = len(networks)
+        self._turn = itertools.cycle(networks)
+
+    def __call__(self) -> Net:
+        return copy.deepcopy(next(self._turn))
+
+
+def fresh_networks(new_network: Callable[[], Net], count: int, *, seed: int) -> list[Net]:
+    """Networks 0 .. count - 1 of `seed`, or as many as are `Kept`; torch's global generator is left as it was."""
+    if isinstance(new_network, Kept):
+        count = min(count, new_network.distinct)
+    return [_fresh(new_network, seed, index) for index in range(count)]
+
+
+def _fresh(new_network: Callable[[], Net], seed: int, index: int) -> Net:
     with torch.random.fork_rng():
         torch.manual_seed(fold_in(seed, INIT, index))
         return new_network()

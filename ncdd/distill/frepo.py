@@ -85,12 +85,13 @@ def constant_features(
     cast: torch.dtype | None = None,
     features: Callable[[nn.Module, Tensor], Tensor] = features,
 ) -> Tensor:
-    """The same without a graph, `chunk` images at one time, whose intermediate values stay in a CPU's cache.
+    """The same without a graph; on a CPU `chunk` images at one time, whose intermediate values stay in its cache.
 
     cast: arithmetic of the convolutions; None for that of the weights.
     """
+    parts = images.split(chunk) if images.device.type == "cpu" else [images]
     with torch.autocast(images.device.type, cast, enabled=cast is not None):
-        return torch.cat([features(network, part) for part in images.split(chunk)])
+        return torch.cat([features(network, part) for part in parts])
 
 
 def online_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

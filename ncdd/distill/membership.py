@@ -23,7 +23,7 @@ LOSS_THRESHOLD = "loss_threshold"
 # name -> (classifier, the grid that is searched); an estimator's seed is set where it takes one
 LEARNED: dict[str, tuple[Any, dict[str, Sequence[Any]]]] = {
     "logistic_regression": (LogisticRegression(max_iter=2000), {"C": (1e-3, 1e-1, 10.0)}),
-    "mlp": (MLPClassifier((32,), solver="lbfgs", max_iter=500), {"alpha": (1e-2, 1.0, 100.0)}),
+    "mlp": (MLPClassifier((32,), solver="lbfgs", max_iter=500), {"alpha": (1e-2, 1.0, 10.0)}),
     "random_forest": (RandomForestClassifier(n_estimators=50), {"max_depth": (3, 6, 12)}),
     "knn": (KNeighborsClassifier(), {"n_neighbors": (5, 15, 45)}),
 }

@@ -11,7 +11,7 @@ class Scores:
     """From accuracies in fractions.
 
     hlr: hard label recovery, real_hard - synthetic_hard, smaller is better.
-    ior: improvement over random, synthetic - random, both by the method's own protocol.
+    ior: improvement over random, synthetic - random, both by the method's own protocol where it is known.
     lrs: label robust score, `squash(w ior - (1 - w) hlr)`; ars: augmentation robust score.
     """
 

@@ -156,18 +156,26 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         dataset: str | None = None,
         normalisation: Normalisation | None = None,
         whitening: Whitening | None = None,
+        only_pixels: bool = False,
     ) -> SyntheticSet:
         """Read what `save` wrote, or an npz as KIP (`images`, `labels`) and FRePo (`image`, `label`) publish, NHWC.
 
-        dataset, normalisation, whitening: what the file does not say. uint8 images are pixels and need the second.
+        dataset, normalisation, whitening: what the file does not say. uint8 images are pixels, need the second, and
+            are transformed by both.
+        only_pixels: such a file alone takes the two from here; floats of which the file does not say how they were
+            normalised stay unknown.
         """
         tensors, metadata = read(Path(path).expanduser().resolve())
-        normalisation = normalisation_of(metadata) or normalisation
         images, labels = channels_first(tensors["images"]), tensors["labels"]
+        if only_pixels and images.is_floating_point():
+            normalisation = whitening = None
+        normalisation = normalisation_of(metadata) or normalisation
+        whitening = whitening_of(tensors, metadata) or whitening
         if not images.is_floating_point():
             if normalisation is None:
                 raise ValueError(f"{path} holds pixels ({images.dtype}): give the normalisation to read them with")
             images = normalise(images, normalisation)
+            images = images if whitening is None else whitening(images)
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels.squeeze(1)
         return cls(
@@ -176,7 +184,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             dataset=metadata.get("dataset", dataset),
             class_names=tuple(metadata.get("class_names", ())),
             normalisation=normalisation,
-            whitening=whitening_of(tensors, metadata) or whitening,
+            whitening=whitening,
             step_sizes=tensors.get("step_sizes"),
             order=tensors.get("order"),
             inner=_inner(path, metadata.get("inner")),

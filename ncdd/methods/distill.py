@@ -15,7 +15,7 @@ from ncdd.data.seeding import fold_in
 from ncdd.distill import SyntheticSet
 from ncdd.distill.start import start
 from ncdd.methods.optim import Optimizer, Scheduler
-from ncdd.models import Network
+from ncdd.models import Network, with_learned_head
 
 Batch = tuple[Tensor, Tensor]
 NewNetwork = Callable[[], Network]
@@ -66,9 +66,13 @@ class Distillation(pl.LightningModule):
         """What the labels start from: classes (N,) as they are, or one-hot (N, K) to be learned."""
         return F.one_hot(classes, self.num_classes).float() if self.learn_labels else classes
 
+    def judges(self) -> NewNetwork:
+        """The networks that an evaluation trains on a set, always with a learned head; known before `setup`."""
+        return with_learned_head(self.new_network)
+
     def held_out(self) -> NewNetwork:
-        """The networks that an evaluation trains on the set."""
-        return self.new_network
+        """Those that a step-wise set is tested on by its own steps, where these are others; known after `setup`."""
+        return self.judges()
 
     def measure(self, synthetic: SyntheticSet, loader: Iterable[Batch]) -> dict[str, float]:
         """Further numbers of the set on real images, by name; those of a kernel regression, say."""

@@ -120,9 +120,9 @@ class FRePo(Distillation):
         """(B, C, H, W) -> (B, D) without a graph."""
         return constant_features(network, images, chunk=self.chunk, cast=self.cast, features=self.features)
 
-    def held_out(self) -> NewNetwork:
+    def judges(self) -> NewNetwork:
         """As the paper tests: without batch normalisation."""
-        return without_batch_norm(self.new_network)
+        return without_batch_norm(super().judges())
 
     def measure(self, synthetic: SyntheticSet, loader: Iterable[Batch]) -> dict[str, float]:
         """Ridge regression's accuracy on features of some networks of the pool, a mean over them."""

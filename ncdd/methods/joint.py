@@ -18,7 +18,7 @@ from ncdd.distill.evaluate import accuracy
 from ncdd.distill.pool import NetworkPool
 from ncdd.methods.distill import Batch, Distillation, NewNetwork
 from ncdd.methods.optim import Optimizer, Scheduler
-from ncdd.models import Linear, Network
+from ncdd.models import Network
 from ncdd.models.blocks import blocks
 
 OBJECTIVES = ("ncc", "means", "krr_etf", "unroll", "literal")
@@ -182,17 +182,6 @@ class Joint(Distillation):
         """Where Neural Collapse is measured: the real splits, and the set. What is `test/accuracy` is the set's."""
         of_data = self.data.measure_dataloaders()
         return {"train": of_data["train"], "real_test": of_data["test"], "distilled": _Now(self)}
-
-    def held_out(self) -> NewNetwork:
-        """With a learned head: what the networks that are trained on a set have, whatever made it."""
-
-        def new_network() -> Network:
-            network = self.new_network()
-            features, classes = network.head.in_features, network.head.out_features
-            network.head = Linear(num_features=features, num_classes=classes, bias=True)
-            return network
-
-        return new_network
 
     @torch.no_grad()
     def measure(self, synthetic: SyntheticSet, loader: Iterable[Batch]) -> dict[str, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from torch.nn import functional as F
 from ncdd.data.draws import Sampling
 from ncdd.data.seeding import fold_in
 from ncdd.distill import SyntheticSet, unrolled
-from ncdd.distill.evaluate import after_own_steps
+from ncdd.distill.evaluate import Kept, after_own_steps, fresh_networks
 from ncdd.methods.distill import Batch, Distillation, NewNetwork
 from ncdd.methods.optim import Optimizer, Scheduler
 from ncdd.models import Network
@@ -167,21 +165,18 @@ class Unrolled(Distillation):
     # ------------------------------------------------------------ evaluation
 
     def held_out(self) -> NewNetwork:
-        """One of the networks that the set is made for: a fresh one, or the next of those kept for testing."""
-        if self.initialisation == "random":
-            return self.new_network
-        turn = itertools.cycle(self.held)
-        return lambda: copy.deepcopy(next(turn))
+        """One of the networks that the set is made for, its head too: a fresh one, or one kept for testing."""
+        return self.new_network if self.initialisation == "random" else Kept(self.held)
 
     @torch.no_grad()
     def measure(self, synthetic: SyntheticSet, loader: Iterable[Batch]) -> dict[str, float]:
-        """Of label_swap: attack_rate and swapped_accuracy, means over `test_nets` networks."""
+        """Of label_swap: attack_rate and swapped_accuracy, means over `test_nets` networks, the same at each call."""
         if self.swap is None:
             return {}
         attack, target = self.swap
-        swapped, attacked, new = [], [], self.held_out()
-        for _ in range(self.test_nets):
-            network = after_own_steps(synthetic.to(self.device), new().to(self.device))
+        swapped, attacked = [], []
+        for start in fresh_networks(self.held_out(), self.test_nets, seed=self.data.seed):
+            network = after_own_steps(synthetic.to(self.device), start.to(self.device))
             found = [(network(x).argmax(1), y) for x, y in loader]
             says, true = torch.cat([says for says, _ in found]), torch.cat([true for _, true in found])
             swapped.append((says == self.targets(true)).float().mean())

@@ -6,7 +6,7 @@ from ncdd.models.guided import NearestETF
 from ncdd.models.heads import Linear, SimplexETF, XavierLinear
 from ncdd.models.lenet import LeNet
 from ncdd.models.mlp import MLP
-from ncdd.models.network import Network
+from ncdd.models.network import Network, with_learned_head
 from ncdd.models.orthogonal import NonNegativeOrthogonal
 from ncdd.models.resnet import ResNet
 from ncdd.models.unconstrained import UnconstrainedFeatures
@@ -26,4 +26,5 @@ __all__ = [
     "SimplexETF",
     "UnconstrainedFeatures",
     "XavierLinear",
+    "with_learned_head",
 ]

@@ -63,9 +63,9 @@ class BiasedBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm with the batch's own variance, divisor n, in its running statistics, as in flax; torch has n - 1."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
+        if not self.training or self.running_mean is None:  # None: functional calls keep no statistics
             return super().forward(x)
-        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.running_var is not None and self.momentum is not None
         updated = self.running_var.clone()  # backward keeps what batch_norm is given
         out = F.batch_norm(
             x, self.running_mean, updated, self.weight, self.bias, training=True, momentum=self.momentum, eps=self.eps

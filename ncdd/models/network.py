@@ -1,6 +1,10 @@
 """A body and its last layer as one module, for whoever needs networks rather than features."""
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
+
+from ncdd.models.heads import Linear
 
 
 class Network(nn.Module):
@@ -19,3 +23,19 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.forward_features(x))
+
+
+def with_learned_head(new_network: Callable[[], Network]) -> Callable[[], Network]:
+    """Networks of the same kind with a learned `W h + b` in the place of a head whose weight has no gradient.
+
+    They judge a synthetic set, whatever head taught it: what is compared is then the set.
+    """
+
+    def learned() -> Network:
+        network = new_network()
+        if not network.head.weight.requires_grad:
+            features, classes = network.head.in_features, network.head.out_features
+            network.head = Linear(num_features=features, num_classes=classes, bias=True)
+        return network
+
+    return learned

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
 
 from ncdd.callbacks.record import Record
 from ncdd.data import ImageDataModule
 from ncdd.data.loader import DeviceLoader
 from ncdd.distill.compute import hardware
+from ncdd.models import Network
 from ncdd.runfolder import write_json
 
 
@@ -28,7 +28,7 @@ class Bench:
     """
 
     method: pl.LightningModule
-    new_network: Callable[[], nn.Module]
+    new_network: Callable[[], Network]
     data: ImageDataModule
     seed: int
     device: torch.device

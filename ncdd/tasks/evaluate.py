@@ -22,6 +22,7 @@ from ncdd.distill import SyntheticSet
 from ncdd.distill.compute import hardware
 from ncdd.distill.coresets import CORESETS
 from ncdd.distill.evaluate import (
+    TEST,
     Evaluation,
     NewNetwork,
     Protocol,
@@ -33,7 +34,7 @@ from ncdd.distill.evaluate import baselines as baseline_sets
 from ncdd.distill.evaluate import evaluate as judge
 from ncdd.distill.ranking import Scores, scores, with_hard_labels
 from ncdd.distill.start import read
-from ncdd.models import Network
+from ncdd.models import Network, with_learned_head
 from ncdd.report.figures import draw
 from ncdd.report.rows import Row, print_rows, write_rows
 from ncdd.tasks.bench import Bench, sample_loader
@@ -51,12 +52,16 @@ Shared = Mapping[str, Any]  # arguments of all evaluations
 
 @dataclass(frozen=True)
 class Result:
-    """Networks of one architecture, trained on one set by one protocol."""
+    """Networks of one architecture, trained on one set by one protocol.
+
+    own: whether the architecture is the one that all sets are compared on; `cross` may have one of the same name.
+    """
 
     trained_on: str
     network: str
     protocol: str
     found: Evaluation
+    own: bool = True
 
     def row(self) -> Row:
         cost = self.found.cost
@@ -126,7 +131,14 @@ def evaluate(
     mine = own_protocols(bench, synthetic) if own else {}
     new = {name: p for name, p in mine.items() if p not in given.values()}
     suitable = {name: suited(p, synthetic) for name, p in {**given, **new}.items()}
-    shared = {"test": data.test_dataloader(), "seed": bench.seed, "networks": networks, "device": bench.device}
+    first_own = next(iter(mine.values()), None)
+    its_own = next((name for name, p in {**given, **new}.items() if p == first_own), None)
+    shared = {
+        "test": data.test_dataloader(),
+        "seed": fold_in(bench.seed, TEST),
+        "networks": networks,
+        "device": bench.device,
+    }
     loaders = {"train": sample_loader(data, "train", collapse_samples), "test": data.test_dataloader()}
     collapse = partial(collapse_of, loaders=loaders, num_classes=data.num_classes)
 
@@ -143,7 +155,7 @@ def evaluate(
     for result in chain(*parts):
         log.info("%s, %s, %s: %s", result.trained_on, result.network, result.protocol, result.found)
         results.append(result)
-    publish(bench, f"{len(synthetic)} images", results, dd_ranking(results, suitable))
+    publish(bench, f"{len(synthetic)} images", results, dd_ranking(results, suitable, its_own))
 
 
 # ---------------------------------------------------------------- what fits what
@@ -211,7 +223,7 @@ def own_protocols(bench: Bench, synthetic: SyntheticSet) -> dict[str, Protocol]:
                 validation: Any = data.val_dataloader()
                 protocol = best_protocol(
                     synthetic,
-                    bench.new_network,
+                    judges(bench),
                     validation,
                     protocol,
                     callback.tune,
@@ -240,7 +252,7 @@ def of_set(
         yield Result(THIS, name, OWN_STEPS, judge(synthetic, held_out(bench), further=further, **shared))
         further = None
     for protocol_name, protocol in protocols.items():
-        found = judge(synthetic, bench.new_network, protocol=protocol, own_steps=False, further=further, **shared)
+        found = judge(synthetic, judges(bench), protocol=protocol, own_steps=False, further=further, **shared)
         yield Result(THIS, name, protocol_name, found)
         further = None
 
@@ -258,9 +270,9 @@ def of_baselines(
             found = [
                 judge(
                     of_draw,
-                    bench.new_network,
+                    judges(bench),
                     protocol=protocol,
-                    **{**shared, "networks": each, "seed": fold_in(bench.seed, draw)},
+                    **{**shared, "networks": each, "seed": fold_in(shared["seed"], draw)},
                 )
                 for draw, of_draw in enumerate(draws)
             ]
@@ -277,14 +289,14 @@ def of_architectures(
     protocol_name, protocol = next(iter(protocols.items()))
     for name, new_network in others.items():
         found = judge(synthetic, new_network, protocol=protocol, own_steps=False, **shared)
-        yield Result(THIS, name, protocol_name, found)
+        yield Result(THIS, name, protocol_name, found, own=False)
 
 
 def of_real(
     bench: Bench, train: SyntheticSet, protocol: Protocol, shared: Shared, further: Further
 ) -> Iterator[Result]:
     """All real images."""
-    found = judge(train, bench.new_network, protocol=protocol, further=further, **shared)
+    found = judge(train, judges(bench), protocol=protocol, further=further, **shared)
     yield Result(REAL, name_of(bench), "real", found)
 
 
@@ -293,7 +305,7 @@ def of_hard_labels(
 ) -> Iterator[Result]:
     """The set with each soft label's class: what the images are worth without their labels."""
     hard = with_hard_labels(synthetic)
-    found = judge(hard, bench.new_network, protocol=protocol, own_steps=False, **shared)
+    found = judge(hard, judges(bench), protocol=protocol, own_steps=False, **shared)
     yield Result(HARD, name_of(bench), name, found)
 
 
@@ -334,11 +346,17 @@ def name_of(bench: Bench) -> str:
     return type(bench.new_network().model).__name__.lower()
 
 
+def judges(bench: Bench) -> NewNetwork:
+    """The networks that the run which made the set was tested on, or would have been."""
+    method: Any = bench.method
+    return method.judges() if hasattr(method, "judges") else with_learned_head(bench.new_network)
+
+
 def held_out(bench: Bench) -> NewNetwork:
-    """The networks that the method which made the set keeps for testing; fresh ones where it is not known."""
+    """The networks that the method which made the set keeps for testing; its judges where it is not known."""
     method: Any = bench.method
     if not hasattr(method, "held_out"):
-        return bench.new_network
+        return judges(bench)
     method.trainer = bench.trainer
     method.setup("fit")
     return method.held_out()
@@ -371,12 +389,13 @@ def collapse_of(
     return values
 
 
-def dd_ranking(results: Sequence[Result], protocols: Protocols) -> Scores | None:
-    """DD-Ranking's scores, from the first protocol and, for ars, the first one that augments; None where some lack.
+def dd_ranking(results: Sequence[Result], protocols: Protocols, its_own: str | None) -> Scores | None:
+    """DD-Ranking's scores, None where some results lack.
 
-    Of soft labels their classes are the hard ones.
+    ior is by the protocol `its_own`, that of the set's run, or where it is None by the first one; hlr by the first one;
+    ars by the first ones with and without augmentation. Of soft labels their classes are the hard ones.
     """
-    mean = {(result.trained_on, result.protocol): result.found.mean for result in reversed(results)}
+    mean = {(result.trained_on, result.protocol): result.found.mean for result in results if result.own}
     first = next(iter(protocols))
     if (REAL, "real") not in mean or ("random", first) not in mean:
         return None
@@ -386,16 +405,18 @@ def dd_ranking(results: Sequence[Result], protocols: Protocols) -> Scores | None
     return scores(
         real_hard=mean[REAL, "real"],
         synthetic_hard=mean.get((HARD, first), mean[THIS, first]),
-        synthetic=pairs[first][0],
-        random=pairs[first][1],
+        synthetic=pairs[its_own or first][0],
+        random=pairs[its_own or first][1],
         with_augmentation=augmented[0] if augmented else None,
         without_augmentation=plain[0] if plain else None,
     )
 
 
 def publish(bench: Bench, size: str, results: Sequence[Result], found: Scores | None) -> None:
-    """Files, figure and tables."""
-    rows = [result.row() for result in results]
+    """Files, figure and tables, where another architecture of the same name as the set's own is cross_NAME."""
+    taken = {result.network for result in results if result.own}
+    shown = (r if r.own or r.network not in taken else replace(r, network=f"cross_{r.network}") for r in results)
+    rows = [result.row() for result in shown]
     collapse = [row for result in results for row in result.collapse_rows()]
     write_rows(bench.folder / "evaluate.csv", rows)
     write_rows(bench.folder / "collapse.csv", collapse)
@@ -413,10 +434,10 @@ def publish(bench: Bench, size: str, results: Sequence[Result], found: Scores | 
 def final_values(results: Sequence[Result]) -> dict[str, float]:
     """For the summary: `test/accuracy` (first result), `test/accuracy_PROTOCOL` and SPLIT/METRIC of the set itself;
     `cross/NETWORK/accuracy`; and as those of the set, but behind `BASELINE/` or `real_data/`, of others."""
-    first, own, values = results[0].protocol, results[0].network, dict[str, float]()
+    first, values = results[0].protocol, dict[str, float]()
     for result in results:
         of = "test" if result.trained_on == THIS else result.trained_on
-        of = of if result.network == own else f"cross/{result.network}"
+        of = of if result.own else f"cross/{result.network}"
         name = f"{of}/accuracy" if result.protocol in (first, "real") else f"{of}/accuracy_{result.protocol}"
         values |= {name: result.found.mean, f"{name}_std": result.found.std}
         for row in result.collapse_rows():

@@ -55,16 +55,6 @@ def test_nearest_is_nearest():
     assert nearest_to_mean(rows, 5).tolist() == order[:5]
 
 
-def test_features_decide_where_they_are_given():
-    features = torch.zeros(len(IMAGES), 1)
-    threes = (LABELS == 3).nonzero()[:, 0]
-    features[threes] = torch.arange(len(threes)).float()[:, None]
-    images, _ = pick("nearest", 1, features=features)
-    assert torch.equal(images[3], IMAGES[threes[(len(threes) - 1) // 2]]) or torch.equal(
-        images[3], IMAGES[threes[len(threes) // 2]]
-    )
-
-
 def test_kmeans_centres_are_means_of_their_nearest_images():
     images, _ = pick("kmeans", 2)
     for c, (a, b) in enumerate(images.view(10, 2, 1, 8, 8)):

@@ -160,6 +160,16 @@ def test_a_stepwise_set_is_trained_by_its_steps(caplog):
     assert "step-wise one: it works only in its own order" in caplog.text
 
 
+def test_networks_that_are_kept_are_tested_once_each():
+    """Two networks, whose own steps leave nothing to chance: asked for five, there are two results and no copies."""
+    kept = [ev._fresh(new_network, 7, index) for index in range(2)]
+    data = real_set(1, step_sizes=torch.tensor([0.1]), order=torch.arange(10).view(1, 10))
+    found = evaluate(data, ev.Kept(kept), TEST, seed=0, networks=5)
+    assert found.accuracies == evaluate(data, new_network, TEST, seed=7, networks=2).accuracies
+    assert len(ev.fresh_networks(new_network, 5, seed=0)) == 5
+    assert str(evaluate(data, ev.Kept(kept[:1]), TEST, seed=0, networks=5)).endswith("(n = 1)")
+
+
 def test_distilling_beats_its_own_random_start():
     """Ten random digits against the same ten after 60 outer steps of the unrolled method, from fixed weights."""
     data, net = real_set(1), ev._fresh(new_network, 0, 0)
@@ -209,12 +219,11 @@ def test_protocols():
     assert [Protocol().scale(step, 300) for step in (0, 149, 150)] == [1.0, 1.0, 0.1]
     cosine = Protocol(schedule="cosine", warmup=10)
     assert [cosine.scale(step, 110) for step in (0, 9, 10, 60)] == pytest.approx([0.1, 1, 1, 0.5])
-    assert ev.dsa_protocol(flip=False).augment.strategy == "color_crop_cutout_scale_rotate"
-    frepo = ev.frepo_protocol(num_images=100, flip=True)
-    assert (frepo.num_steps(100), frepo.batch_size, frepo.augment.family) == (2000, 100, "frepo")
-    assert ev.frepo_protocol(num_images=5000, flip=False).num_steps(5000) == 40_000
     with pytest.raises(ValueError, match="optimizer='lion': choose from sgd, adam"):
         Protocol(optimizer="lion")
+    for name in ("steps", "epochs", "batch_size"):
+        with pytest.raises(ValueError, match=f"{name}=0: a number >= 1 is needed"):
+            Protocol(**{name: 0})
 
 
 def test_mean_and_deviation():

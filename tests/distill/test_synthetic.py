@@ -146,6 +146,13 @@ def test_uint8_npz_needs_a_normalisation(tmp_path):
     with pytest.raises(ValueError, match=r"holds pixels \(torch.uint8\): give the normalisation"):
         SyntheticSet.load(tmp_path / "set.npz")
     assert torch.equal(SyntheticSet.load(tmp_path / "set.npz", normalisation=GRAY).pixels(), PIXELS)
+    zca = whitening()
+    whitened = SyntheticSet.load(tmp_path / "set.npz", normalisation=GRAY, whitening=zca, only_pixels=True)
+    assert torch.equal(whitened.images, zca(normalise(PIXELS, GRAY)))
+    made().export_npz(tmp_path / "floats.npz")
+    floats = SyntheticSet.load(tmp_path / "floats.npz", normalisation=GRAY, whitening=zca, only_pixels=True)
+    assert torch.equal(floats.images, made().images)
+    assert (floats.normalisation, floats.whitening) == (None, None)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

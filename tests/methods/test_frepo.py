@@ -180,7 +180,7 @@ def test_fixed_labels_stay(digits):
 
 
 def test_evaluation_is_without_batch_norm():
-    network = frepo().held_out()()
+    network = frepo().judges()()
     assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
     assert network(torch.randn(2, 1, 8, 8)).shape == (2, 10)
 

@@ -17,7 +17,7 @@ from ncdd.distill.evaluate import Protocol, accuracy, evaluate
 from ncdd.distill.pool import NetworkPool
 from ncdd.methods.invert import Invert, total_variation
 from ncdd.methods.joint import Joint
-from ncdd.models import MLP, Linear, Network, SimplexETF
+from ncdd.models import MLP, Linear, Network, SimplexETF, XavierLinear
 
 EVERY = 10
 
@@ -28,6 +28,10 @@ def new_network(head: str = "etf", width: int = 32) -> Network:
         return Network(body, Linear(num_features=width, num_classes=10, bias=True))
     etf = SimplexETF(num_features=width, num_classes=10, bias=False, rotation="random", scale=1.0, seed=0)
     return Network(body, etf)
+
+
+def learned_head() -> Network:
+    return Network(new_network().model, XavierLinear(num_features=32, num_classes=10, bias=True))
 
 
 def shared(lr: float = 0.1) -> dict:
@@ -70,7 +74,6 @@ def digits() -> ImageDataModule:
 def fit(method, data, steps, *callbacks, resume=None):
     """Trained for so many steps: less than an epoch, or whole ones."""
     trainer = pl.Trainer(
-        
         max_epochs=max(1, steps // EVERY),
         limit_train_batches=min(steps, EVERY),
         limit_val_batches=0,
@@ -212,11 +215,17 @@ def test_neural_collapse_is_measured_on_real_and_distilled_images(digits):
     assert "real_test/nc1_pinv" in found
 
 
-def test_evaluations_train_a_learned_head(digits):
-    method = fit(joint(), digits, 0)
-    network = method.held_out()()
-    assert isinstance(network.head, Linear)
-    assert network.head.weight.requires_grad
+def test_evaluations_train_a_learned_head_whatever_the_method(trained):
+    """A fixed one is replaced, from before the data are seen; one that is learned stays what it is."""
+    torch.manual_seed(3)
+    for method in (joint(), invert(trained[1], new_network=new_network)):
+        for judges in (method.judges(), method.held_out()):
+            network = judges()
+            assert type(network.head) is Linear
+            assert network.head.weight.requires_grad
+            assert network(torch.randn(2, 1, 8, 8)).shape == (2, 10)
+    kinds = [type(new().head) for new in (joint(new_network=learned_head).judges(), learned_head)]
+    assert kinds == [XavierLinear, XavierLinear]
 
 
 @pytest.mark.parametrize(

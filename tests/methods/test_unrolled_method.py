@@ -13,7 +13,8 @@ from ncdd.callbacks.distilled import _steps
 from ncdd.callbacks.guards import StepSeed
 from ncdd.data import ImageDataModule, Images, Source, sources
 from ncdd.data.pixels import normalise
-from ncdd.distill.evaluate import after_own_steps, evaluate
+from ncdd.data.seeding import fold_in
+from ncdd.distill.evaluate import INIT, after_own_steps, evaluate
 from ncdd.distill.unrolled import Diverged, GradientDescent
 from ncdd.methods.unrolled import Unrolled
 from ncdd.models import MLP, Linear, Network
@@ -178,6 +179,32 @@ def test_a_set_is_used_as_torchs_sgd_would(tmp_path):
         optimizer.param_groups[0]["lr"] = size
         optimizer.step()
     torch.testing.assert_close(found, network(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_set_for_one_fixed_network_has_one_result(tmp_path):
+    unrolled = learn(tmp_path, method(), steps=1)
+    found = evaluate(unrolled.synthetic_set(), unrolled.held_out(), data().test_dataloader(), seed=0, networks=5)
+    assert (len(found.accuracies), found.std) == (1, 0.0)
+
+
+def test_the_attack_is_measured_on_the_same_fresh_networks_each_time(tmp_path):
+    """Against the networks of the seed's evaluation, one by one, whatever torch's generator holds."""
+    swap = {"objective": "label_swap", "attack_class": 4, "target_class": 9}
+    unrolled = learn(tmp_path, method(initialisation="random", **swap), steps=1)
+    synthetic, split = unrolled.synthetic_set(), data().test_dataloader()
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(unrolled.measure(synthetic, split))
+        assert torch.initial_seed() == seed
+    assert found[0] == found[1]
+    rates = []
+    for index in range(2):
+        torch.manual_seed(fold_in(0, INIT, index))
+        network = after_own_steps(synthetic, new_network())
+        says, true = (torch.cat(parts) for parts in zip(*[(network(x).argmax(1), y) for x, y in split], strict=True))
+        rates.append(float((says[true == 4] == 9).float().mean()))
+    assert found[0]["attack_rate"] == pytest.approx(sum(rates) / 2, abs=1e-6)
 
 
 def test_a_poisoned_set_turns_one_class_into_another(trained, tmp_path):

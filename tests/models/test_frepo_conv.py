@@ -5,6 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ncdd.distill.unrolled import functional, weights_of
+from ncdd.models import Network
 from ncdd.models.frepo_conv import BiasedBatchNorm2d, FRePoConv, LeCunLinear, lecun_normal_
 
 
@@ -76,3 +78,12 @@ def test_first_weights(layer):
 def test_errors_name_the_setting(settings, message):
     with pytest.raises(ValueError, match=message):
         made(**settings)
+
+
+def test_functional_calls_keep_no_statistics():
+    """As unrolled training makes them: then it normalises by the batch, as any BatchNorm does."""
+    body = made(size=8, depth=2, norm="batch")
+    network = Network(body, nn.Linear(body.num_features, 3))
+    x = torch.randn(6, 1, 8, 8)
+    found = functional(network)(weights_of(network), x)
+    torch.testing.assert_close(found, network.train()(x))

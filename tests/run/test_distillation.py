@@ -80,6 +80,7 @@ def test_a_loss_that_is_not_finite_stops_with_one_line_and_the_last_good_set(com
     assert code == 1
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "the loss is not finite since step" in line
+    assert "gradient_clip_val" not in line  # refused where the method takes its own steps
     assert "Traceback" not in err
     assert SyntheticSet.load(tmp_path / "run" / "distilled.safetensors").images.isfinite().all()
     assert (tmp_path / "run" / "FAILED").exists()
@@ -93,6 +94,7 @@ def test_without_a_validation_split_the_last_set_is_kept(command, tmp_path):
     assert torch.equal(kept.images, last["images"])
     assert kept.accuracy is None
     assert not any(name.startswith("val/") for name in metrics(tmp_path / "run")[0])
+    assert not (tmp_path / "run/figures").exists()  # figures=false
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,7 @@ def test_wandb_gets_the_images_as_they_are_learned(command, tmp_path, monkeypatc
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no netrc
-    code, _, err = command(*DM, "logger=wandb", "hydra.run.dir=run")
+    code, _, err = command(*DM, "logger=wandb", "figures=true", "hydra.run.dir=run")
     assert code == 0, err
     (folder,) = (tmp_path / "wandb").glob("offline-run-*")
     inspect = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(folder)]

@@ -11,14 +11,17 @@ from torch.nn import functional as F
 
 from ncdd.collapse import measure as measure_collapse
 from ncdd.data import Normalisation
+from ncdd.data.seeding import fold_in
 from ncdd.data.sources import digits
 from ncdd.distill import SyntheticSet
 from ncdd.distill import evaluate as judge
+from ncdd.distill.compute import Cost
 from ncdd.distill.coresets import coreset
 from ncdd.distill.evaluate import Protocol
 from ncdd.models import ConvNet, Linear, Network
 from ncdd.report.__main__ import main
 from ncdd.report.rows import read_rows
+from ncdd.tasks.evaluate import REAL, THIS, Result, dd_ranking
 
 NORM = Normalisation((0.3,), (0.4,))
 QUICK = [
@@ -63,11 +66,17 @@ def test_everything_of_a_set_with_soft_labels(command, tmp_path):
     test = [((DIGITS.test.pixels.float() / 255 - NORM.mean[0]) / NORM.std[0], DIGITS.test.labels)]
     kept = []
     found = judge.evaluate(
-        synthetic, new_network, test, seed=3, protocol=PLAIN, networks=2, further=lambda net: kept.append(net) or {}
+        synthetic,
+        new_network,
+        test,
+        seed=fold_in(3, judge.TEST),
+        protocol=PLAIN,
+        networks=2,
+        further=lambda net: kept.append(net) or {},
     )
     row = rows["this_set", "convnet", "plain"]
     assert (row["accuracy"], row["accuracy_std"]) == pytest.approx((found.mean, found.std), abs=3 / len(test[0][1]))
-    hard = judge.evaluate(a_set(), new_network, test, seed=3, protocol=PLAIN, networks=2)
+    hard = judge.evaluate(a_set(), new_network, test, seed=fold_in(3, judge.TEST), protocol=PLAIN, networks=2)
     mean = {key: row["accuracy"] for key, row in rows.items()}
     assert mean["hard_labels", "convnet", "plain"] == pytest.approx(hard.mean, abs=3 / len(test[0][1]))
 
@@ -106,9 +115,73 @@ def test_a_published_npz_needs_to_be_trusted(command, tmp_path):
     assert code == 0, err
     (row,) = read_rows(tmp_path / "trusted/evaluate.csv")
     test = [((DIGITS.test.pixels.float() / 255 - NORM.mean[0]) / NORM.std[0], DIGITS.test.labels)]
-    given = {"seed": 0, "protocol": replace(PLAIN, loss="mse"), "networks": 1}
+    given = {"seed": fold_in(0, judge.TEST), "protocol": replace(PLAIN, loss="mse"), "networks": 1}
     expected = judge.evaluate(a_set(labels=targets), new_network, test, **given)
     assert row["accuracy"] == pytest.approx(expected.mean, abs=3 / len(test[0][1]))
+
+
+def test_an_npz_of_pixels_is_read_as_the_data_are(command, tmp_path):
+    pixels, labels = coreset(
+        "random", DIGITS.train.pixels, DIGITS.train.labels, num_classes=10, per_class=1, generator=torch.Generator()
+    )
+    np.savez(tmp_path / "pixels.npz", images=pixels.numpy(), labels=labels.numpy())
+    a_set(images=(pixels.float() / 255 - 0.3) / 0.4, labels=labels).save(tmp_path / "floats.safetensors")
+    found = []
+    for file in ("pixels.npz", "floats.safetensors"):
+        code, _, err = command(*QUICK, *LITTLE, f"distilled={file}", f"hydra.run.dir={file}_run")
+        assert code == 0, err
+        found.append(read_rows(tmp_path / f"{file}_run/evaluate.csv")[0]["accuracy"])
+    assert found[0] == pytest.approx(found[1], abs=3 / len(DIGITS.test))
+
+
+def test_it_tests_as_the_run_did_that_made_the_set(command, tmp_path):
+    """The same networks, without BatchNorm as FRePo's are, by the same protocol: the same number."""
+    steps = [f"callbacks.distilled.{p}.steps=30" for p in ("protocol", "final.accuracy", "final.accuracy_augmented")]
+    made = [
+        "method=frepo", "model.width=8", "model.depth=2", "head=etf", "distill.iterations=2", "distill.every=2",
+        "method.pool.size=2", "method.krr_networks=1", "callbacks.distilled.networks=1",
+        "callbacks.distilled.final_networks=2", "callbacks.distilled.final.accuracy_augmented.warmup=5",
+        *(step.replace("final.accuracy.steps", "final.accuracy_augmented.steps") for step in steps), "logger=none",
+        "figures=false", "seed=4",
+    ]  # fmt: skip
+    code, _, err = command(*made, "hydra.run.dir=run")
+    assert code == 0, err
+    code, _, err = command(
+        "task=evaluate", "distilled=run/distilled.safetensors", "logger=none", "figures=false", "hydra.run.dir=out",
+        "task.networks=2", "task.baselines=[]", "task.cross=[]", "task.real=null", "task.protocols.plain.epochs=2",
+        "task.protocols.augmented=null", "task.collapse_samples=100",
+    )  # fmt: skip
+    assert code == 0, err
+    theirs, ours = (json.loads((tmp_path / f"{run}/summary.json").read_text())["final"] for run in ("run", "out"))
+    for end in ("", "_std"):
+        assert ours[f"test/accuracy_own{end}"] == theirs[f"test/accuracy{end}"]
+    assert theirs["test/accuracy_std"] > 0
+
+
+def test_another_architecture_of_the_same_name_is_told_apart(command, tmp_path):
+    a_set().save(tmp_path / "set.safetensors")
+    given = [q for q in QUICK if not q.startswith("model")] + ["model=mlp", "model.width=8", "model.depth=1"]
+    code, _, err = command(*given, *LITTLE, "task.cross=[mlp]", "distilled=set.safetensors", "figures=true")
+    assert code == 0, err
+    rows = {row["network"]: row["accuracy"] for row in read_rows(tmp_path / "out/evaluate.csv")}
+    assert list(rows) == ["mlp", "cross_mlp"]
+    assert rows["mlp"] != rows["cross_mlp"]
+    final = json.loads((tmp_path / "out/summary.json").read_text())["final"]
+    assert (final["test/accuracy"], final["cross/mlp/accuracy"]) == tuple(rows.values())
+
+
+def test_improvement_over_random_is_by_the_own_protocol_where_it_is_known():
+    def result(trained_on: str, protocol: str, accuracy: float, own: bool = True) -> Result:
+        return Result(trained_on, "mlp", protocol, judge.Evaluation((accuracy,), 1, Cost("CPU")), own)
+
+    results = [
+        result(THIS, "plain", 0.6), result(THIS, "own", 0.8), result("random", "plain", 0.5),
+        result("random", "own", 0.4), result(THIS, "plain", 0.1, own=False), result(REAL, "real", 0.9),
+    ]  # fmt: skip
+    protocols = {"plain": PLAIN, "own": replace(PLAIN, lr=0.1)}
+    assert dd_ranking(results, protocols, "own").ior == pytest.approx(0.4)
+    assert dd_ranking(results, protocols, None).ior == pytest.approx(0.1)
+    assert dd_ranking(results, protocols, "own").hlr == pytest.approx(0.3)
 
 
 def test_a_stepwise_set_goes_by_its_own_steps_too(command, tmp_path):
