@@ -158,7 +158,8 @@ class NeuralCollapseCallback(pl.Callback):
     def _loaders(self, trainer: pl.Trainer) -> Mapping[str, Iterable[Any]]:
         if self.loaders is not None:
             return self.loaders
-        for source in (trainer.lightning_module, getattr(trainer, "datamodule", None)):
+        sources: tuple[Any, ...] = (trainer.lightning_module, getattr(trainer, "datamodule", None))
+        for source in sources:
             if hasattr(source, "measure_dataloaders"):
                 self.loaders = source.measure_dataloaders()
                 return self.loaders

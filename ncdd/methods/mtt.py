@@ -78,13 +78,13 @@ class MTT(Distillation):
             learn_labels=False,
             sampling=Sampling(batch_size=1),  # the experts know the real images
         )
-        self.augment, self.trajectory = augment, trajectory
-        self.stretches = stretches(Path(experts), epochs=trajectory.epochs, last_start=trajectory.last_start)
-        for ways in self.stretches:
-            self.expert(ways[0][0])  # found now if it is of another architecture
+        self.augment, self.experts, self.trajectory = augment, Path(experts), trajectory
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        self.stretches = stretches(self.experts, epochs=self.trajectory.epochs, last_start=self.trajectory.last_start)
+        for ways in self.stretches:
+            self.expert(ways[0][0])  # found now if it is of another architecture
         self.raw_size = nn.Parameter(unrolled.raw_step_sizes(self.trajectory.step_size, 1))
 
     def configure_optimizers(self) -> Any:

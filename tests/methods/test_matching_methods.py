@@ -315,7 +315,6 @@ def test_a_coreset_is_chosen_and_stays(digits, objective):
         ({"learn_labels": True}, "distill.learn_labels=true: objective=dm learns images only"),
         ({"experts": "somewhere"}, "method.experts=somewhere: objective=dm needs none"),
         ({"objective": "mtt"}, "method.experts=None: objective=mtt needs a folder of trained runs"),
-        ({"objective": "mtt", "experts": "nowhere"}, "method.experts=nowhere: no run with checkpoints below it; train"),
     ],
 )
 def test_errors(changes, message):
@@ -338,11 +337,13 @@ def test_too_few_real_images_for_the_set(digits, objective):
         fit(method(objective, images_per_class=500), digits, 1)
 
 
-def test_errors_of_experts(experts):
+def test_errors_of_experts(digits, experts):
+    with pytest.raises(ValueError, match=r"method.experts=nowhere: no run with checkpoints below it; train"):
+        fit(method("mtt", experts="nowhere"), digits, 1)
     with pytest.raises(ValueError, match=r"seed=0 has checkpoints after epoch 1, 2, 3, 4, 5; needed are two with"):
-        method("mtt", experts=str(experts), trajectory=trajectory(epochs=5))
+        fit(method("mtt", experts=str(experts), trajectory=trajectory(epochs=5)), digits, 1)
     with pytest.raises(ValueError, match=r"epoch_1.ckpt is not of this model, head and dataset: .*of another shape"):
-        method("mtt", experts=str(experts), new_network=partial(new_network, width=4))
+        fit(method("mtt", experts=str(experts), new_network=partial(new_network, width=4)), digits, 1)
 
 
 def test_each_objective_is_a_method_of_its_own(experts):
