@@ -4,6 +4,7 @@ import inspect
 import logging
 import multiprocessing
 import os
+import re
 import shlex
 import signal
 import sys
@@ -17,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 import ncdd.config as config
 import ncdd.runfolder as runfolder
@@ -56,6 +57,8 @@ def one_job(cfg: DictConfig) -> None:
         end_with_sweep()
     try:
         config.check_objective(cfg)
+        if cfg.distilled and (Path(cfg.distilled) / runfolder.SET).is_file():
+            cfg.distilled = str(Path(cfg.distilled) / runfolder.SET)
         plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=False)  # type: ignore[assignment]
         made = run_config(Path(cfg.checkpoint)) if cfg.checkpoint else set_config(Path(cfg.distilled or ""))
         if made:
@@ -111,8 +114,9 @@ def work(plain: dict[str, Any], run: runfolder.RunFolder, job: Any) -> None:
     from ncdd.models import Network
 
     of_data = {"feature_dim"} if plain["model"].get("feature_dim") == "K" else set()
-    config.check({**plain, "model": {**plain["model"], **dict.fromkeys(of_data)}}, WIRED)
     cfg = OmegaConf.create(plain)
+    check_chosen(cfg, job)
+    config.check({**plain, "model": {**plain["model"], **dict.fromkeys(of_data)}}, WIRED)
     check_given(cfg)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     torch.backends.cudnn.allow_tf32 = False  # on a GPU 32-true means it: collapse is measured in the last digits
@@ -136,7 +140,8 @@ def work(plain: dict[str, Any], run: runfolder.RunFolder, job: Any) -> None:
     total = sum(p.numel() for p in network.parameters())
     trainable = sum(p.numel() for p in network.parameters() if p.requires_grad)
     names = labels(cfg, job)
-    log.info("%s, %d classes, images %s", data.source_name, data.num_classes, tuple(shape.values()))
+    size = f"{data.in_channels} x {data.image_size} x {data.image_size}"
+    log.info("%s, %d classes, images %s", data.source_name, data.num_classes, size)
     log.info(
         "%s + %s: %s parameters, %s trainable; features of dimension %d",
         names["model"],
@@ -152,17 +157,31 @@ def work(plain: dict[str, Any], run: runfolder.RunFolder, job: Any) -> None:
         fit(cfg, run, trainer, record, method, data)
 
 
+def check_chosen(cfg: DictConfig, job: Any) -> None:
+    """Raise ValueError for what does not go with the method that is to be trained."""
+    if cfg.task:
+        return
+    method, mine = job.runtime.choices.method, named(job.overrides.task)
+    if cfg.objective is not None and "objective" not in cfg.method:
+        raise ValueError(f"objective={cfg.objective}: method={method} has none; leave it at null")
+    if "distill.learn_labels" in mine and "learn_labels" not in cfg.method:
+        given = str(cfg.distill.learn_labels).lower()
+        raise ValueError(f"distill.learn_labels={given}: method={method} leaves no choice of it; leave it out")
+    if "distilled" in cfg.callbacks and cfg.dataset.get("_target_") == "ncdd.data.distilled_module":
+        raise ValueError(f"dataset=distilled: a synthetic set is no data to distil by method={method}; name a real one")
+
+
 def check_given(cfg: DictConfig) -> None:
     """Raise ValueError where a task lacks what it looks at, or training has nothing to do."""
     if not cfg.task:
         for name in ("checkpoint", "distilled"):
             if cfg[name]:
                 raise ValueError(f"{name}={cfg[name]}: name a task, task=...")
-        if (epochs := cfg.trainer.get("max_epochs")) is not None and epochs < 1 and not cfg.trainer.get("max_steps"):
-            raise ValueError(f"trainer.max_epochs={epochs}: a number >= 1 is needed")
         for name in ("iterations", "every", "images_per_class"):
             if cfg.distill[name] < 1:
                 raise ValueError(f"distill.{name}={cfg.distill[name]}: a number >= 1 is needed")
+        if (epochs := cfg.trainer.get("max_epochs")) is not None and epochs < 1 and not cfg.trainer.get("max_steps"):
+            raise ValueError(f"trainer.max_epochs={epochs}: a number >= 1 is needed")
         return
     parameters = inspect.signature(config.locate(cfg.task._target_)).parameters
     for name, argument in (("checkpoint", "subject"), ("distilled", "synthetic")):
@@ -200,6 +219,7 @@ def overridden(job: Any) -> list[str]:
 
 def equip(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, job: Any, data: Any) -> tuple[Any, Any]:
     """The Trainer with its callbacks and loggers, and the record that closes the run's folder."""
+    from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
     from pytorch_lightning.plugins.environments import LightningEnvironment
 
     from ncdd.callbacks.guards import AtomicCheckpointIO
@@ -221,6 +241,9 @@ def equip(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
     callbacks = {name: build(node) for name, node in cfg.callbacks.items()}
     if not data.val_fraction:
         callbacks.pop("best", None)
+    accelerator = cfg.trainer.get("accelerator")
+    if accelerator in ("gpu", "cuda") and not (CUDAAccelerator.is_available() or MPSAccelerator.is_available()):
+        raise ValueError(f"trainer.accelerator={accelerator}: torch finds no GPU here; choose trainer=cpu")
     trainer = build(
         cfg.trainer,
         callbacks=[*callbacks.values(), StopSignals(), record],
@@ -287,6 +310,11 @@ def look(
     from ncdd.tasks.subject import Subject
 
     task = build(cfg.task)
+    if "subject" in inspect.signature(task).parameters and hasattr(method, "sampling"):
+        checkpoint = Path(cfg.checkpoint)
+        kept = [folder / runfolder.SET for folder in (checkpoint, *checkpoint.parents[:2])]
+        file = next((path for path in kept if path.is_file()), kept[0])
+        raise ValueError(f"checkpoint={checkpoint}: this run distilled a set: task=evaluate distilled={file}")
     data.trainer, trainer.datamodule = trainer, data
 
     def subject() -> Subject:
@@ -320,7 +348,7 @@ def look(
     def synthetic() -> SyntheticSet:
         """The file's; pixels are read as those of the data."""
         units = {"normalisation": data.normalisation, "whitening": data.whitening}
-        return SyntheticSet.load(cfg.distilled, **units, only_pixels=True)
+        return SyntheticSet.load(cfg.distilled, **units, only_pixels=True, setting="distilled")
 
     offered = {"subject": subject, "bench": bench, "synthetic": synthetic}
     asked = inspect.signature(task).parameters
@@ -388,6 +416,9 @@ def main() -> None:
 
 def explained(error: Exception) -> str:
     """What Hydra could not compose: the settings that were misspelt or, where none was, what it says itself."""
+    missing = re.search(r"(?:access |key ')([\w.]+)", str(error))
+    if missing and isinstance(error, InterpolationResolutionError):
+        return f"error: {error.full_key} is that of {missing[1]}, which is not there: set it, or both to something else"
     misspelt = config.misspelt([a for a in sys.argv[1:] if not a.startswith("-")], CONF)
     return "\n".join(f"error: {line}" for line in misspelt or [str(error)])
 

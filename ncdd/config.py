@@ -140,10 +140,10 @@ def misspelt(overrides: Sequence[str], conf: str) -> list[str]:
                     others.append(str(error))  # something else is wrong, and Hydra says what
     lines = []
     for key in unknown:
-        parent, _, leaf = key.rpartition(".")
-        node = OmegaConf.select(cfg, parent) if parent else cfg
-        known = [str(name) for name in node] if isinstance(node, DictConfig) else []
-        lines.append(f"{key}: no such setting; {suggest(leaf, known)}")
+        node, (name, *below) = cfg, key.split(".")
+        while below and isinstance(child := OmegaConf.select(node, name), DictConfig):
+            node, (name, *below) = child, below
+        lines.append(f"{key}: no such setting; {suggest(name, [str(known) for known in node])}")
     return lines + others if lines else []
 
 

@@ -18,6 +18,7 @@ from typing import IO, Any
 import yaml
 
 LAST = Path("checkpoints") / "last.ckpt"
+SET = "distilled.safetensors"  # of a distillation
 # What may differ between a run and its resumption: it changes no number.
 UNCOMPARED = ("resume", "figures", "study", "logger", "dataset.root", "dataset.download")
 

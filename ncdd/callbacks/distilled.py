@@ -20,9 +20,9 @@ from ncdd.data.seeding import fold_in
 from ncdd.distill import SyntheticSet
 from ncdd.distill.evaluate import TEST, Protocol, best_protocol, evaluate
 from ncdd.report.images import animate, grid_figure, save_grid
+from ncdd.runfolder import SET
 
 log = logging.getLogger(__name__)
-FILE = "distilled.safetensors"
 
 
 class DistilledSet(pl.Callback):
@@ -57,13 +57,14 @@ class DistilledSet(pl.Callback):
         self.networks, self.protocol = networks, protocol
         self.final_networks, self.final, self.tune = final_networks, final, tune
         self.best: float | None = None
+        self.kept = 0  # the iteration whose set is in the file
         self.seconds = 0.0  # of all evaluations, over all resumptions
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "seconds": self.seconds}
+        return {"best": self.best, "kept": self.kept, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.seconds = state_dict["best"], state_dict["seconds"]
+        self.best, self.kept, self.seconds = state_dict["best"], state_dict["kept"], state_dict["seconds"]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let the Trainer end by its epochs, and the last of them here.
@@ -95,20 +96,21 @@ class DistilledSet(pl.Callback):
         synthetic = self._described(method, folder)
         began = time.monotonic()
         values = self._validate(trainer, method, synthetic)
+        loss = method.mean_loss()
         self.seconds += time.monotonic() - began
         score = values.get(f"val/{self.monitor}")
         if values and score is None:
             known = ", ".join(name.removeprefix("val/") for name in values)
             raise ValueError(f"callbacks.distilled.monitor={self.monitor}: not measured; choose from {known}")
         if self.best is None or score is None or score > self.best:
-            self.best = score
-            replace(synthetic, accuracy=score).save(folder / FILE)
+            self.best, self.kept = score, step
+            replace(synthetic, accuracy=score).save(folder / SET)
         picture = folder / "figures" / "distilled" / f"step_{step:07}.png"
         if self.figures:
             save_grid(picture, _grid(synthetic, _title(step, values, self.monitor)))
         for logger in trainer.loggers:
-            if values:
-                logger.log_metrics({**values, "epoch": epochs - 1}, step=step)
+            if row := values if loss is None else {"train/outer_loss": loss, **values}:
+                logger.log_metrics({**row, "epoch": epochs - 1}, step=step)
             if isinstance(logger, WandbLogger) and self.figures:
                 logger.log_figures([picture], epoch=epochs, name="distilled")
         log.info("%s", _title(step, values, self.monitor))
@@ -129,16 +131,17 @@ class DistilledSet(pl.Callback):
                 protocol=self.protocol,
                 device=method.device,
             )
-            values = {"accuracy": found.mean, "accuracy_std": found.std, **values}
+            values = {**found.named("accuracy"), **values}
         return {f"val/{name}": value for name, value in values.items()}
 
     def finish(self, trainer: pl.Trainer, method: Any) -> dict[str, Any]:
         """Test the best set, and put the pictures together; what the run's summary says of the set.
 
-        distilled: names of its numbers, without their split.  evaluation_seconds: wall time of all evaluations.
+        distilled: names of its numbers on test, without their split.  kept: the iteration that it is of.
+        evaluation_seconds: wall time of all evaluations.
         """
         folder, began = Path(trainer.default_root_dir), time.monotonic()
-        synthetic = SyntheticSet.load(folder / FILE)
+        synthetic = SyntheticSet.load(folder / SET)
         loader = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
         values = {f"test/{name}": value for name, value in method.measure(synthetic, loader).items()}
         for name, protocol in self.final.items() if self.final_networks else ():
@@ -156,8 +159,8 @@ class DistilledSet(pl.Callback):
                 device=method.device,
             )
             log.info("%s on test: %s, %d steps; %s", name, found, found.steps, found.cost)
-            values |= {f"test/{name}": found.mean, f"test/{name}_std": found.std}
-        for logger in trainer.loggers:
+            values |= found.named(f"test/{name}")
+        for logger in trainer.loggers if values else ():
             logger.log_metrics({**values, "epoch": trainer.current_epoch - 1}, step=trainer.global_step)
             logger.save()
         if self.figures:
@@ -166,6 +169,7 @@ class DistilledSet(pl.Callback):
         self.seconds += time.monotonic() - began
         return {
             "distilled": [name.removeprefix("test/") for name in values],
+            "kept": self.kept,
             "evaluation_seconds": round(self.seconds, 3),
         }
 

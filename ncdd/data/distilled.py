@@ -6,7 +6,7 @@ import json
 import logging
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,12 +36,12 @@ def distilled(*, path: str, real: Source | str | None, root: str, download: bool
 
     The real splits are pixels as ever; the source names the normalisation and the whitening of the file's images.
     """
-    file = Path(path).expanduser().resolve()
-    tensors, metadata = read(file)
+    tensors, metadata = read(Path(path).expanduser().resolve(), setting="dataset.path")
     images, labels = tensors["images"], tensors["labels"]
     if not isinstance(real, Source):
         real = _real(real or metadata.get("dataset"), path, root, download, image_size=images.shape[2])
     images, labels = _match(path, images, labels, real)
+    say_other_data(metadata.get("dataset"), metadata.get("class_names", ()), real.name, real.class_names)
     normalisation = normalisation_of(metadata)
     if "step_sizes" in tensors:
         _log.warning("%s is a step-wise set: it %s", path, STEPWISE)
@@ -52,17 +52,32 @@ def distilled(*, path: str, real: Source | str | None, root: str, download: bool
     return Source(train, real.test, real.class_names, real.name, real.train, normalisation, whitening)
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read(path: Path, *, setting: str = "path") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """(tensors, metadata) as they are stored: `images` and `labels`, and whatever else there is.
 
-    Errors: FileNotFoundError; ValueError for an unknown format, a damaged file, or one without images and labels.
+    setting: what the path was given as, for the messages.
+    Errors: FileNotFoundError; ValueError for an unknown format, a damaged file, one without images and labels, and
+    for images or labels that no network can be trained on.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"distilled: no file {path}; set dataset.path to a .safetensors or .npz file")
+        raise FileNotFoundError(f"{setting}={path}: no file there; a .safetensors or .npz file is needed")
     readers = {".safetensors": _read_safetensors, ".npz": _read_npz}
     if path.suffix not in readers:
-        raise ValueError(f"dataset.path={path}: unknown format {path.suffix or '(none)'}; use {' or '.join(readers)}")
-    return readers[path.suffix](path)
+        raise ValueError(f"{setting}={path}: unknown format {path.suffix or '(none)'}; use {' or '.join(readers)}")
+    tensors, metadata = readers[path.suffix](path)
+    _check(path, tensors["images"], tensors["labels"])
+    return tensors, metadata
+
+
+def say_other_data(dataset: str | None, class_names: Sequence[str], name: str, names: Sequence[str]) -> None:
+    """Warn where a set is of another dataset, or of classes of other names, than the real images beside it.
+
+    dataset, class_names: what the set's file says; None and empty where it does not.  name, names: of the real ones.
+    """
+    if dataset is not None and dataset != name:
+        _log.warning("the set was distilled from %s, but the real images are of %s", dataset, name)
+    if class_names and list(class_names) != list(names):
+        _log.warning("the set's classes are %s, but those of %s are %s", ", ".join(class_names), name, ", ".join(names))
 
 
 def normalisation_of(metadata: dict[str, Any]) -> Normalisation | None:
@@ -111,6 +126,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = json.loads((file.metadata() or {}).get("ncdd", "{}"))
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: its metadata are damaged, 'ncdd' is no JSON ({error})") from error
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path}: its metadata are damaged, 'ncdd' is no JSON object")
     if not {"images", "labels"} <= tensors.keys():
         raise ValueError(f"{path} must hold the tensors images and labels; found {', '.join(tensors)}")
     return tensors, metadata
@@ -126,8 +145,26 @@ def _read_npz(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{path} is damaged or holds more than plain arrays ({error})") from error
     for images, labels in _NPZ_KEYS:
         if {images, labels} <= arrays.keys():
-            return {"images": torch.from_numpy(arrays[images]), "labels": torch.from_numpy(arrays[labels])}, {}
+            named = {"images": arrays[images], "labels": arrays[labels]}
+            named |= {name: arrays[name] for name in ("zca_matrix", "zca_mean") if name in arrays}
+            metadata = {name: arrays[name].tolist() for name in ("mean", "std", "zca_norm") if name in arrays}
+            return {name: torch.from_numpy(array) for name, array in named.items()}, metadata
     raise ValueError(f"{path} must hold (images, labels) or (image, label); found {', '.join(arrays)}")
+
+
+def _check(path: Path, images: Tensor, labels: Tensor) -> None:
+    """Raise ValueError for what is no set of images of several classes."""
+    if images.ndim != 4 or not len(images):
+        raise ValueError(f"{path}: images of shape {tuple(images.shape)}; (N, C, H, W) with N >= 1 is needed")
+    if not images.is_floating_point() and images.dtype != torch.uint8:
+        raise ValueError(f"{path}: images are {images.dtype}; normalised floats or uint8 pixels are needed")
+    for name, tensor in (("images", images), ("labels", labels)):
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{path}: its {name} hold numbers that are not finite")
+    if labels.ndim not in (1, 2) or len(labels) != len(images):
+        raise ValueError(f"{path}: {len(images)} images but labels of shape {tuple(labels.shape)}; (N,) or (N, K) fit")
+    if labels[0].numel() == 1 and bool((labels == labels[0]).all()):
+        raise ValueError(f"{path}: all its labels are {labels[0].item():g}; at least two classes are needed")
 
 
 def _match(path: str, images: Tensor, labels: Tensor, real: Source) -> tuple[Tensor, Tensor]:
@@ -142,10 +179,6 @@ def _match(path: str, images: Tensor, labels: Tensor, real: Source) -> tuple[Ten
         )
     if images.is_floating_point():
         images = images.float()
-        if not bool(images.isfinite().all()):
-            raise ValueError(f"{path}: its images hold numbers that are not finite")
-    elif images.dtype != torch.uint8:
-        raise ValueError(f"{path}: images are {images.dtype}; normalised floats or uint8 pixels are needed")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels.squeeze(1)
     if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] != num_classes):

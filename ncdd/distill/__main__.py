@@ -13,14 +13,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 2 for a mistake that the message names."""
     parser = argparse.ArgumentParser(prog="python -m ncdd.distill", description=__doc__)
     parser.add_argument("set", type=Path, help="a .safetensors file of a run, or a published .npz")
-    parser.add_argument("--npz", type=Path, help="write `images` float32 (N, C, H, W) and `labels` to this file")
+    parser.add_argument("--npz", type=Path, help="write images float32 (N, C, H, W), labels, mean, std to this file")
     parser.add_argument("--folder", type=Path, help="write CLASS/INDEX.png into this folder")
     for name in ("mean", "std"):
         parser.add_argument(f"--{name}", type=float, nargs="+", help="of each channel, where the file does not say")
     options = parser.parse_args(arguments)
     try:
-        synthetic = SyntheticSet.load(options.set, normalisation=_normalisation(options.mean, options.std))
+        given = _normalisation(options.mean, options.std)
+        synthetic = SyntheticSet.load(options.set, normalisation=given, setting="set")
         print(describe(synthetic))
+        if options.folder and synthetic.normalisation is None:
+            raise ValueError(f"{options.set} does not say what its images were normalised with: give --mean and --std")
         if options.npz:
             synthetic.export_npz(options.npz)
             print(options.npz)

@@ -103,14 +103,19 @@ class Evaluation:
         return sum(self.accuracies) / len(self.accuracies)
 
     @property
-    def std(self) -> float:
-        """With n - 1; 0 for one network."""
+    def std(self) -> float | None:
+        """With n - 1; of one network there is none."""
         if len(self.accuracies) < 2:
-            return 0.0
+            return None
         return math.sqrt(sum((a - self.mean) ** 2 for a in self.accuracies) / (len(self.accuracies) - 1))
 
+    def named(self, name: str) -> dict[str, float]:
+        """The mean as NAME and the deviation, where there is one, as NAME_std."""
+        return {name: self.mean} | ({} if self.std is None else {f"{name}_std": self.std})
+
     def __str__(self) -> str:
-        return f"{100 * self.mean:.2f} +- {100 * self.std:.2f} % (n = {len(self.accuracies)})"
+        deviation = "" if self.std is None else f" +- {100 * self.std:.2f}"
+        return f"{100 * self.mean:.2f}{deviation} % (n = {len(self.accuracies)})"
 
 
 # ---------------------------------------------------------------- evaluation

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -134,7 +134,8 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         if self.stepwise:
             _say_stepwise(Path(path))
         with replacing(Path(path)) as temporary:
-            save_file(tensors, temporary, {"ncdd": json.dumps(self._metadata())})
+            # not save_file, whose files are their owner's alone to read
+            temporary.write_bytes(save(tensors, {"ncdd": json.dumps(self._metadata())}))
 
     def _metadata(self) -> dict[str, Any]:
         """JSON; what is unknown is left out."""
@@ -157,6 +158,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         normalisation: Normalisation | None = None,
         whitening: Whitening | None = None,
         only_pixels: bool = False,
+        setting: str = "path",
     ) -> SyntheticSet:
         """Read what `save` wrote, or an npz as KIP (`images`, `labels`) and FRePo (`image`, `label`) publish, NHWC.
 
@@ -164,8 +166,9 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             are transformed by both.
         only_pixels: such a file alone takes the two from here; floats of which the file does not say how they were
             normalised stay unknown.
+        setting: what the path was given as, for the messages.
         """
-        tensors, metadata = read(Path(path).expanduser().resolve())
+        tensors, metadata = read(Path(path).expanduser().resolve(), setting=setting)
         images, labels = channels_first(tensors["images"]), tensors["labels"]
         if only_pixels and images.is_floating_point():
             normalisation = whitening = None
@@ -195,9 +198,19 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         )
 
     def export_npz(self, path: str | Path) -> None:
-        """`images` float32 (N, C, H, W), as they are trained on, and `labels`, for numpy."""
+        """`images` float32 (N, C, H, W), as they are trained on, and `labels`, for numpy.
+
+        Where it is known, how they were normalised, too: `mean` and `std` of each channel and, whitened, `zca_matrix`,
+        `zca_mean` and `zca_norm`. `load` reads them.
+        """
+        named: dict[str, Any] = {"images": self.images.detach().cpu(), "labels": self.labels.detach().cpu()}
+        if self.normalisation is not None:
+            named |= {"mean": self.normalisation.mean, "std": self.normalisation.std}
+        if self.whitening is not None:
+            named |= {"zca_matrix": self.whitening.matrix, "zca_mean": self.whitening.mean}
+            named |= {} if self.whitening.norm is None else {"zca_norm": self.whitening.norm}
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-            np.savez(file, images=self.images.detach().cpu().numpy(), labels=self.labels.detach().cpu().numpy())
+            np.savez(file, **{name: np.asarray(value) for name, value in named.items()})
 
     def export_folder(self, path: str | Path) -> None:
         """PNGs in pixel space, `CLASS/INDEX.png`, as torchvision's ImageFolder reads them.

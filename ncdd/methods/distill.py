@@ -52,6 +52,7 @@ class Distillation(pl.LightningModule):
         self.new_network, self.optimizer, self.scheduler = new_network, optimizer, scheduler
         self.images_per_class, self.init, self.learn_labels = images_per_class, init, learn_labels
         self.sampling = sampling
+        self._losses: list[Tensor] = []
 
     # ------------------------------------------------------------ what a method says
 
@@ -113,8 +114,14 @@ class Distillation(pl.LightningModule):
         optimizer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self.after_update(batch)
-        self.log("train/outer_loss", loss, prog_bar=True)
+        self._losses.append(loss.detach())
+        self.log("train/outer_loss", loss, prog_bar=True, logger=False)
         return loss
+
+    def mean_loss(self) -> float | None:
+        """Of the updates since it was last asked for, None of none; a checkpoint is made when all are told."""
+        losses, self._losses = self._losses, []
+        return float(torch.stack(losses).double().mean()) if losses else None
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([{"params": list(self.learned())}])

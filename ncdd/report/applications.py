@@ -42,6 +42,8 @@ def membership_figure(rows: Sequence[Row]) -> Figure:
             mean = [np.mean([row[f"{attack}_auc"] for row in own if row["steps"] == step]) for step in steps]
             ax.plot(steps, mean, color=colour, marker="o", label=attack.replace("_", " "))
         ax.set_xscale("log")
+        ax.set_xticks(steps, [f"{step:g}" for step in steps])
+        ax.minorticks_off()
         ax.axhline(0.5, color="#666666", linestyle=":")
         ax.set_title(f"membership attacks, trained on {name} images", fontsize=LARGE, loc="left")
         ax.set_xlabel("training steps of the attacked network", fontsize=MEDIUM)

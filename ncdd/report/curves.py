@@ -109,7 +109,7 @@ def training_figure(metrics: Metrics) -> Figure | None:
     if len(positive(values for name, (_, values) in found.items() if name.endswith("/loss"))):
         log_axis(loss)
     _curves(accuracy, found, "accuracy", "{:.1%}")
-    accuracy.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    accuracy.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
     low, high = accuracy.get_ylim()
     accuracy.set_ylim(max(low, -0.03), min(high, 1.03))
     if _shade_terminal_phase((loss, accuracy), metrics):

@@ -12,11 +12,11 @@ from ncdd.report.style import LARGE, MEDIUM, MUTED, OKABE_ITO, by_epoch, log_axi
 LOSS = "train/outer_loss"
 
 
-def distillation_figure(metrics: Metrics) -> Figure | None:
-    """metrics: by step.  None where they are not those of a distillation.
+def distillation_figure(metrics: Metrics, *, kept: float | None = None) -> Figure | None:
+    """metrics: by step.  kept: the iteration of the set that was tested; None: the last.
 
     To the right, what the set is worth on the validation split, with a band of a standard deviation over networks, and,
-    as marks at the end, the best set on the test split.
+    as marks at `kept`, the best set on the test split. None where the metrics are not those of a distillation.
     """
     validated = [name.removeprefix("val/") for name in metrics if re.fullmatch(r"val/\w*(accuracy|rate)", name)]
     tested = [
@@ -28,6 +28,8 @@ def distillation_figure(metrics: Metrics) -> Figure | None:
     if LOSS not in metrics and not any(name.endswith("/accuracy_std") for name in metrics):
         return None
     losses = by_epoch(metrics, LOSS)
+    if losses and len(losses[0]) < 2:
+        losses = None  # a dot is no curve
     figure = new_figure(11 if losses else 6, 4.4)
     *left, worth = figure.subplots(1, 2 if losses else 1, squeeze=False)[0]
     if losses:
@@ -37,7 +39,7 @@ def distillation_figure(metrics: Metrics) -> Figure | None:
             log_axis(left[0])
     _axis(worth, "what is learned from the set")
     for n, (name, colour) in enumerate(zip(dict.fromkeys(validated + tested), OKABE_ITO, strict=False)):
-        _worth(worth, metrics, name, colour, shift=0.012 * n)
+        _worth(worth, metrics, name, colour, kept, shift=0.012 * n)
     worth.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
     if worth.has_data():
         worth.legend(fontsize=MEDIUM, frameon=False)
@@ -50,7 +52,7 @@ def _axis(ax: Axes, title: str) -> None:
     ax.set_xlabel("iteration", fontsize=MEDIUM)
 
 
-def _worth(ax: Axes, metrics: Metrics, name: str, colour: str, shift: float) -> None:
+def _worth(ax: Axes, metrics: Metrics, name: str, colour: str, kept: float | None, shift: float) -> None:
     """A line for the validation split, and a mark for the test split, moved so that it hides no other."""
     shown = name.replace("_", " ")
     if found := by_epoch(metrics, f"val/{name}"):
@@ -62,12 +64,13 @@ def _worth(ax: Axes, metrics: Metrics, name: str, colour: str, shift: float) -> 
             )
     if at_end := by_epoch(metrics, f"test/{name}"):
         deviation = by_epoch(metrics, f"test/{name}_std")
-        std = 0.0 if deviation is None else float(deviation[1][-1])
-        label = f"{shown}, test  {at_end[1][-1]:.1%}" + (f" ± {100 * std:.1f}" if deviation is not None else "")
+        std = None if deviation is None else float(deviation[1][-1])
+        last = at_end[0][-1]
+        label = f"{shown}, test  {at_end[1][-1]:.1%}" + ("" if std is None else f" ± {100 * std:.1f}")
         looks: dict[str, Any] = {"markersize": 7, "capsize": 3, "color": colour}
         ax.errorbar(
-            (1 + shift) * at_end[0][-1:],
-            at_end[1][-1:],
+            (last if kept is None else kept) + shift * last,
+            at_end[1][-1],
             yerr=std,
             fmt="D",
             markerfacecolor="white",

@@ -1,5 +1,6 @@
 """The figure of `evaluate.csv`: a synthetic set beside baselines of its size, by protocol, and on other networks."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,8 +53,9 @@ def _marks(ax: Axes, rows: Sequence[Row], key: str, colours: dict[str, str]) -> 
         shift = 0.6 * ((n + 0.5) / shared - 0.5) if protocol != "real" else 0
         for row, label in zip(found, [_shown(protocol), *[None] * len(found)], strict=False):
             at, mean, std = heights[row[key]] + shift, 100 * row["accuracy"], 100 * row["accuracy_std"]
+            std = 0 if math.isnan(std) else std  # of one network
             looks: dict[str, Any] = {"color": colours[protocol], "markersize": 5, "capsize": 2, "linewidth": 1.4}
-            ax.errorbar(mean, at, xerr=std, fmt="o", label=label, **looks)
+            ax.errorbar(mean, at, xerr=std or None, fmt="o", label=label, **looks)
             ax.annotate(
                 f"{mean:.1f}", (mean + std, at), xytext=(5, 0), textcoords="offset points", va="center", fontsize=SMALL
             )

@@ -15,13 +15,13 @@ from ncdd.report.curves import collapse_figure, training_figure
 from ncdd.report.distillation import distillation_figure
 from ncdd.report.evaluation import evaluation_figure
 from ncdd.report.features import features_figure
-from ncdd.report.folder import job_folders, read_geometry, read_metrics
+from ncdd.report.folder import job_folders, read_geometry, read_metrics, read_summary
 from ncdd.report.gram import gram_figure
 from ncdd.report.layers import layers_figure
 from ncdd.report.ood import ood_figure, read_scores
 from ncdd.report.rows import read_rows
 from ncdd.report.style import for_paper
-from ncdd.report.sweep import PANELS, final_table, sweep_figure
+from ncdd.report.sweep import PANELS, default_panels, final_table, sweep_figure
 from ncdd.report.table import read_job
 from ncdd.runfolder import replacing, write_json, write_text
 
@@ -56,17 +56,16 @@ def draw_sweep(
 ) -> list[Path]:
     """Draw jobs of a sweep into its `figures/` as NAME.png (None: named as the folder) and NAME.md, the final values.
 
-    NAME.json keeps what was asked for, so that `redraw_sweep` knows it. No figure where no job is done. Of the default
-    panels those are left out that no job logged.
+    NAME.json keeps what was asked for, so that `redraw_sweep` knows it. No figure where no job is done. The default
+    panels stand for those of `ncdd.report.sweep.default_panels`.
     `panels`, `columns` and `x` and what is raised for them: see `ncdd.report.sweep.sweep_figure`.
     """
     sweep = Path(sweep)
     _check(sweep, formats)
     name = name or sweep.resolve().name
     found = [read_job(Path(job)) for job in jobs]
-    if tuple(panels) == PANELS:  # nobody chose them: leave out what these jobs have not, as distillations
-        logged = {metric for job in found for metric in job.final}
-        panels = [panel for panel in panels if panel in logged] or PANELS
+    if tuple(panels) == PANELS:  # nobody chose them
+        panels = default_panels(found)
     with _DRAWING:
         paths = _write({name: sweep_figure(found, panels, columns=columns, x=x)}, sweep / "figures", formats)
     if paths:
@@ -103,7 +102,8 @@ def _figures(folder: Path) -> dict[str, Figure | None]:
     figures: dict[str, Figure | None] = {}
     if (folder / "metrics.csv").exists():
         metrics = read_metrics(folder)
-        figures |= {"distillation": distillation_figure(read_metrics(folder, "step"))}
+        kept = read_summary(folder).get("kept") if (folder / "summary.json").exists() else None
+        figures |= {"distillation": distillation_figure(read_metrics(folder, "step"), kept=kept)}
         if figures["distillation"] is None or "train/accuracy" in metrics:
             figures["curves"] = training_figure(metrics)
         figures["collapse"] = collapse_figure(metrics)

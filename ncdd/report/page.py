@@ -212,7 +212,7 @@ def _pixels(cosines: Array) -> str:
 def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
     """What a run's page says of it in words."""
     facts = {"epochs": summary.get("epochs"), "seconds": summary.get("seconds")}
-    if summary.get("distilled"):
+    if "distilled" in summary:
         facts = {"iterations": summary.get("steps"), "seconds": summary.get("seconds")}
         facts["of them evaluating"] = summary.get("evaluation_seconds")
     parameters = summary.get("parameters")

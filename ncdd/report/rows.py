@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,9 +38,9 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of such a CSV, numbers as such but in the columns that hold names."""
+    """The rows of such a CSV, numbers as such but in the columns that hold names; NaN for a blank."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [{k: v if k in NAMES else float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        return [{k: v if k in NAMES else float(v or "nan") for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 def print_rows(rows: Sequence[Row], *, title: str) -> None:
@@ -56,7 +57,9 @@ def print_rows(rows: Sequence[Row], *, title: str) -> None:
 
 
 def _cell(name: str, value: Any) -> str:
-    """Text as it is, counts in full, other numbers as `number` shows them."""
+    """Text as it is, counts in full, other numbers as `number` shows them, '-' for none."""
     if isinstance(value, str):
         return escape(value)
+    if value is None or math.isnan(value):
+        return "-"
     return f"{value:,.0f}" if name in COUNTS else number(name, value)

@@ -2,12 +2,13 @@
 
 The axes are the overrides that differ between the jobs, `seed` apart: jobs that differ in their seed alone are one
 group, shown by its mean and standard deviation (n - 1). Only jobs that are done count.
-A panel is a metric's name; `1-METRIC` is its complement (`1-train/nc4_agree_bias`: the share of disagreements).
+What is measured only once a run, as a distilled set on test, is shown by its final values. A panel is a metric's name;
+`1-METRIC` is its complement (`1-train/nc4_agree_bias`: the share of disagreements).
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -35,6 +36,7 @@ from ncdd.report.style import (
 from ncdd.report.table import Job, job_groups, short_names, swept_keys
 
 PANELS = ("test/accuracy", "train/nc1_pinv", "train/nc2_etf_M", "train/nc3_dual_etf")
+OF_SETS = ("val/accuracy", "val/krr_accuracy", "test/accuracy", "test/accuracy_augmented", "test/krr_accuracy")
 # Overrides that tell no jobs apart: those of one folder may come from several commands and experiments.
 NO_AXIS = {
     "seed", "name", "experiment", "launcher", "logger", "figures", "resume", "dataset.root", "dataset.download",
@@ -116,6 +118,13 @@ def final_value(job: Job, panel: str) -> float | None:
     return 1 - value if value is not None and panel.startswith("1-") else value
 
 
+def default_panels(jobs: Sequence[Job]) -> Sequence[str]:
+    """Those of training or, of distillations, of what their sets are worth; what no job logged is left out."""
+    logged = {metric for job in jobs for metric in job.final}
+    wanted = dict.fromkeys((*OF_SETS, *PANELS) if "train/outer_loss" in logged else PANELS)
+    return [panel for panel in wanted if panel in logged] or PANELS
+
+
 def percent(panel: str) -> bool:
     """Whether a panel is a share that is read in percent: accuracies and agreements, not their complements."""
     return bool(re.search("accuracy|agree", panel)) and not panel.startswith("1-")
@@ -133,7 +142,7 @@ class Layout:
     """Which axis of a sweep is told by what."""
 
     columns: tuple[str, ...]
-    x: str | None
+    x: str | None  # None for epochs, "" where final values have no axis to be drawn against
     colour: str | None
     dash: str | None
 
@@ -181,10 +190,10 @@ def over_seeds(points: Sequence[tuple[Array, Array]]) -> Series:
 
 def sweep_series(runs: Sequence[tuple[Job, Metrics]], panel: str, layout: Layout) -> dict[Chosen, Series]:
     """The lines of one metric, by `layout.line`; a job that did not log the metric is left out of its line."""
-    positions = _positions([job for job, _ in runs], layout.x) if layout.x else {}
+    positions = {} if layout.x is None else _positions([job for job, _ in runs], layout.x)
     points: dict[Chosen, list[tuple[Array, Array]]] = {}
     for job, metrics in runs:
-        if layout.x:
+        if layout.x is not None:
             final = final_value(job, panel)
             found = None if final is None else (np.array([positions[job.overrides.get(layout.x)]]), np.array([final]))
         elif found := by_epoch(metrics, panel.removeprefix("1-")):
@@ -192,6 +201,14 @@ def sweep_series(runs: Sequence[tuple[Job, Metrics]], panel: str, layout: Layout
         if found is not None and np.isfinite(found[1]).all():
             points.setdefault(layout.line(job), []).append(found)
     return {line: over_seeds(of_line) for line, of_line in points.items()}
+
+
+def measured_once(runs: Sequence[tuple[Job, Metrics]], panel: str) -> bool:
+    """Whether there are final values of a metric but no curves."""
+    curves = (by_epoch(metrics, panel.removeprefix("1-")) for _, metrics in runs)
+    return any(final_value(job, panel) is not None for job, _ in runs) and all(
+        found is None or len(found[0]) < 2 for found in curves
+    )
 
 
 def _metrics(job: Job) -> Metrics:
@@ -211,7 +228,8 @@ def sweep_figure(
     """A row of panels for each metric of `panels`, a column for each value of `columns`; without columns, a grid.
 
     Lines are the remaining axes: mean over seeds and, of more than one, a band of one standard deviation.
-    x: None draws curves over epochs; a swept setting draws final values against it.
+    x: None draws curves over epochs, or final values against the axis of the colours where there are no curves; a
+    swept setting draws final values against it. Final values have error bars.
     None where no job is done or none logged any of the metrics. Raises ValueError as `sweep_layout`, and where the
     axes that are left over would make more than 24 columns.
     """
@@ -224,7 +242,10 @@ def sweep_figure(
             "sweep fewer settings at once, or set study.x to one of them"
         )
     runs = [(job, {} if x else _metrics(job)) for job in done]
-    series = {panel: sweep_series(runs, panel, layout) for panel in panels}
+    at_end = {panel for panel in panels if x or measured_once(runs, panel)}
+    against = replace(layout, x=x or layout.colour or "")
+    layouts = {panel: against if panel in at_end else layout for panel in panels}
+    series = {panel: sweep_series(runs, panel, layouts[panel]) for panel in panels}
     if not any(series.values()):
         return None
     cells = list(product(panels, facets))
@@ -241,8 +262,16 @@ def sweep_figure(
         lines = [(found, *styles[line[-2:]]) for line, found in series[panel].items() if line[:-2] == facet]
         _draw_lines(ax, lines)
         _value_axis(ax, panel, list(series[panel].values()))
-        _draw_bands(ax, lines)
-        _x_axis(ax, x, _positions(done, x) if x else {}, named=n + width >= len(cells))
+        along = layouts[panel].x
+        if along is None:
+            _draw_bands(ax, lines)
+        else:
+            _draw_bars(ax, lines)
+        if along and not x and (layout.dash or _numeric(set(axis_values(done, along)))):
+            _connect(ax, lines)
+        mixed = 0 < len(at_end) < len(panels)
+        positions = {} if along is None else _positions(done, along)
+        _x_axis(ax, along, positions, named=mixed or n + width >= len(cells))
         if not layout.columns or n % width == 0:
             ax.set_ylabel(panel_label(panel), fontsize=MEDIUM)
         if layout.columns and n < width:
@@ -274,14 +303,32 @@ def _draw_lines(ax: Axes, lines: Sequence[tuple[Series, str, Any]]) -> None:
         ax.text(0.5, 0.5, "not logged", transform=ax.transAxes, ha="center", color=MUTED, fontsize=MEDIUM)
 
 
-def _draw_bands(ax: Axes, lines: Sequence[tuple[Series, str, Any]]) -> None:
+def _spread(ax: Axes, series: Series) -> tuple[Array, Array]:
     """One standard deviation to both sides; on a log axis by the same factor down as up, as it would pass zero."""
+    low, high = series.mean - series.deviation, series.mean + series.deviation
+    return (series.mean**2 / np.maximum(high, np.finfo(float).tiny) if ax.get_yscale() == "log" else low), high
+
+
+def _draw_bands(ax: Axes, lines: Sequence[tuple[Series, str, Any]]) -> None:
     for series, colour, _ in lines:
         if (series.deviation > 0).any():
-            low, high = series.mean - series.deviation, series.mean + series.deviation
-            if ax.get_yscale() == "log":
-                low = series.mean**2 / np.maximum(high, np.finfo(float).tiny)
-            ax.fill_between(series.x, low, high, color=colour, alpha=0.18, linewidth=0)
+            ax.fill_between(series.x, *_spread(ax, series), color=colour, alpha=0.18, linewidth=0)
+
+
+def _draw_bars(ax: Axes, lines: Sequence[tuple[Series, str, Any]]) -> None:
+    for series, colour, _ in lines:
+        low, high = _spread(ax, series)
+        there = series.deviation > 0
+        if there.any():
+            spread = np.stack([series.mean - low, high - series.mean])[:, there]
+            ax.errorbar(series.x[there], series.mean[there], yerr=spread, fmt="none", ecolor=colour, capsize=2.5)
+
+
+def _connect(ax: Axes, lines: Sequence[tuple[Series, str, Any]]) -> None:
+    """Points of several colours by a line for each line style."""
+    for dash in dict.fromkeys(dash for _, _, dash in lines):
+        points = sorted((series.x[0], series.mean[0]) for series, _, other in lines if other == dash)
+        ax.plot(*np.transpose(points), color=MUTED, linestyle=dash, linewidth=1, zorder=1)
 
 
 def _value_axis(ax: Axes, panel: str, series: Sequence[Series]) -> None:
@@ -304,7 +351,7 @@ def _x_axis(ax: Axes, x: str | None, positions: Mapping[str | None, float], *, n
         if at.min() > 0 and at.max() >= 4 * at.min():
             ax.set_xscale("log")
         ax.margins(x=0.06)
-        ax.set_xticks(at, [_shown(value) for value in positions])
+        ax.set_xticks(at, [_shown(value) for value in positions] if x else [""])
         ax.set_xticks([], minor=True)
         ax.set_xlabel(x.rpartition(".")[2], fontsize=MEDIUM)
     if not named:

@@ -63,7 +63,7 @@ def number(metric: str, value: float | None) -> str:
 
 def run_table(summary: Summary) -> RenderableType:
     """Accuracy, loss and NC1 to NC4 before and after training, on train and on test; of a distillation, of its set."""
-    if not summary.get("distilled"):
+    if "distilled" not in summary:
         return _training_table(summary, _run_title(summary), ROWS)
     parts: list[RenderableType] = [_set_table(summary)]
     if any("/nc1_" in name for name in summary["final"]):
@@ -109,7 +109,7 @@ def _training_table(summary: Summary, title: str, rows: Sequence[tuple[str, str]
 
 def _run_title(summary: Summary) -> str:
     facts = [str(summary.get("name") or "run")]
-    if summary.get("distilled"):
+    if "distilled" in summary:
         facts.append(f"{summary.get('steps', 0):,} iterations")
     elif summary.get("epochs") is not None:
         facts.append(f"{summary['epochs']} epoch{'s' * (summary['epochs'] != 1)}")

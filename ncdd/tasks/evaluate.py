@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ncdd.callbacks.distilled import DistilledSet
 from ncdd.collapse import NeuralCollapse
 from ncdd.data import ImageDataModule
+from ncdd.data.distilled import say_other_data
 from ncdd.data.seeding import fold_in
 from ncdd.data.whitening import Whitening
 from ncdd.distill import SyntheticSet
@@ -170,6 +171,7 @@ def fitting(synthetic: SyntheticSet, data: ImageDataModule, *, trust: bool) -> S
         raise ValueError(
             f"distilled: the set is of {synthetic.num_classes} classes, {data.source_name} has {data.num_classes}"
         )
+    say_other_data(synthetic.dataset, synthetic.class_names, data.source_name, data.class_names)
     theirs, ours = synthetic.normalisation, data.normalisation
     means = f"dataset.mean={list(ours.mean)}, dataset.std={list(ours.std)}, dataset.whiten={data.whiten}"
     if theirs is None:
@@ -439,7 +441,7 @@ def final_values(results: Sequence[Result]) -> dict[str, float]:
         of = "test" if result.trained_on == THIS else result.trained_on
         of = of if result.own else f"cross/{result.network}"
         name = f"{of}/accuracy" if result.protocol in (first, "real") else f"{of}/accuracy_{result.protocol}"
-        values |= {name: result.found.mean, f"{name}_std": result.found.std}
+        values |= result.found.named(name)
         for row in result.collapse_rows():
             of = row["split"] if result.trained_on == THIS else f"{result.trained_on}/{row['split']}"
             values |= {f"{of}/{metric}": row[metric] for metric in COLLAPSE if metric != "accuracy"}

@@ -77,12 +77,32 @@ def test_a_folder_is_read_at_the_images_size(tmp_path, folder):
             r"labels of shape \(6, 2\) do not fit the 3 classes of made_up: \(N,\) or \(N, 3\)",
         ),
         ({"labels": LABELS + 1}, r"made_up: a label in its train split is outside 0\.\.2, found 1\.\.3"),
-        ({"labels": LABELS[:5]}, r"6 images but 5 labels"),
+        ({"labels": LABELS[:5]}, r"6 images but labels of shape \(5,\)"),
+        ({"labels": SOFT / 0}, r"its labels hold numbers that are not finite"),
+        ({"labels": LABELS * 0 + 2}, r"all its labels are 2; at least two classes are needed"),
+        ({"images": IMAGES[:0], "labels": LABELS[:0]}, r"images of shape \(0, 3, 6, 6\); \(N, C, H, W\) with N >= 1"),
     ],
 )
 def test_what_does_not_fit(tmp_path, source, changes, message):
     with pytest.raises(ValueError, match=message):
         read(store(tmp_path, **{"images": IMAGES, "labels": LABELS, **changes}), source)
+
+
+@pytest.mark.parametrize("metadata", ["{", "[1]"])
+def test_damaged_metadata_name_the_file(tmp_path, source, metadata):
+    save_file({"images": IMAGES, "labels": LABELS}, tmp_path / "x.safetensors", {"ncdd": metadata})
+    with pytest.raises(ValueError, match=r"x\.safetensors: its metadata are damaged, 'ncdd' is no JSON"):
+        read(tmp_path / "x.safetensors", source)
+
+
+def test_another_dataset_and_other_classes_are_told(tmp_path, source, caplog):
+    read(store(tmp_path, dataset="made_up", class_names=source.class_names), source)
+    assert not caplog.messages
+    read(store(tmp_path, dataset="mnist", class_names=["x", "y", "z"]), source)
+    assert caplog.messages == [
+        "the set was distilled from mnist, but the real images are of made_up",
+        f"the set's classes are x, y, z, but those of made_up are {', '.join(source.class_names)}",
+    ]
 
 
 def test_which_dataset(tmp_path):
@@ -95,7 +115,7 @@ def test_which_dataset(tmp_path):
 
 
 def test_what_cannot_be_read(tmp_path, source):
-    with pytest.raises(FileNotFoundError, match=r"no file .*none\.npz; set dataset\.path"):
+    with pytest.raises(FileNotFoundError, match=r"dataset\.path=.*none\.npz: no file there"):
         read(tmp_path / "none.npz", source)
     for name in ("half.npz", "half.safetensors", "empty.npz", "empty.safetensors"):
         (tmp_path / name).write_bytes(b"PK\x03\x04 half" if name.startswith("half") else b"")

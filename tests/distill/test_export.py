@@ -1,12 +1,16 @@
 """`python -m ncdd.distill`: the images of a set, out of its file in one command."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchvision.datasets import ImageFolder
 
 from ncdd.data import Normalisation
 from ncdd.data.pixels import normalise
+from ncdd.data.whitening import Whitening
 from ncdd.distill.__main__ import describe, main
 from ncdd.distill.synthetic import SyntheticSet
 
@@ -52,11 +56,33 @@ def test_a_published_npz_is_told_its_normalisation(tmp_path, capsys):
     np.savez(tmp_path / "kip.npz", images=made.images.permute(0, 2, 3, 1).numpy(), labels=made.labels.numpy())
     file, folder = str(tmp_path / "kip.npz"), str(tmp_path / "png")
     assert main([file, "--folder", folder]) == 2
-    assert "error: normalisation: unknown for this set" in capsys.readouterr().err
+    assert "does not say what its images were normalised with: give --mean and --std" in capsys.readouterr().err
     assert main([file, "--folder", folder, "--mean", "0.4", "0.5", "0.6"]) == 2
     assert "error: --mean and --std: give both or neither" in capsys.readouterr().err
     assert main([file, "--folder", folder, "--mean", "0.4", "0.5", "0.6", "--std", "0.2", "0.3", "0.4"]) == 0
     assert len(ImageFolder(folder)) == 6
+
+
+@pytest.mark.parametrize("norm", [None, "kip", "frepo"])
+def test_an_npz_comes_back_with_its_normalisation(tmp_path, norm):
+    zca = norm and Whitening(matrix=torch.eye(75), mean=torch.ones(75), norm=2.0 if norm == "kip" else None)
+    saved(tmp_path / "set.safetensors", whitening=zca).export_npz(tmp_path / "set.npz")
+    got = SyntheticSet.load(tmp_path / "set.npz")
+    assert got.normalisation == NORM
+    assert (got.whitening is None) == (zca is None)
+    if zca:
+        assert torch.equal(got.whitening.matrix, zca.matrix)
+        assert torch.equal(got.whitening.mean, zca.mean)
+        assert got.whitening.norm == zca.norm
+
+
+def test_uint8_images_are_pixels(tmp_path):
+    """Normalised by what the file says; refused where it says nothing."""
+    tensors = {"images": PIXELS, "labels": torch.arange(6) % 3}
+    save_file(tensors, tmp_path / "a.safetensors", {"ncdd": json.dumps({"mean": NORM.mean, "std": NORM.std})})
+    assert torch.equal(SyntheticSet.load(tmp_path / "a.safetensors").images, normalise(PIXELS, NORM))
+    save_file(tensors, tmp_path / "b.safetensors")
+    assert main([str(tmp_path / "b.safetensors")]) == 2
 
 
 @pytest.mark.parametrize(("name", "message"), [("none.npz", "no file"), ("set.txt", "unknown format .txt")])

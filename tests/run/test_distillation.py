@@ -106,6 +106,10 @@ def test_without_a_validation_split_the_last_set_is_kept(command, tmp_path):
         (["distill.init=rael"], "init='rael': choose from noise, real"),
         (["callbacks.distilled.monitor=acuracy"], "callbacks.distilled.monitor=acuracy: not measured; choose from acc"),
         (["+callbacks.distilled.tune.lr=[0.1]", "dataset.val_fraction=0"], "needs a validation split"),
+        (["distill.iterations=0"], "error: distill.iterations=0: a number >= 1 is needed"),
+        (["distil.iterations=3"], "error: distil.iterations: no such setting; did you mean distill?"),
+        (["dataset=distilled", "dataset.path=x.npz"], "a synthetic set is no data to distil by method=matching"),
+        (["task=evaluate", "distilled=none.npz"], "distilled=none.npz: no file there"),
         (["distilled=x.safetensors"], "distilled=x.safetensors: name a task, task=..."),
     ],
 )
@@ -114,6 +118,30 @@ def test_mistakes_are_named_in_one_line(command, overrides, message):
     assert code == 1
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["method=coreset", "distill.learn_labels=true"], "distill.learn_labels=true: method=coreset leaves no choice"),
+        (["method=label_solve", "distill.learn_labels=false"], "distill.learn_labels=false: method=label_solve leaves"),
+        (["method=kip", "objective=dm"], "objective=dm: method=kip has none"),
+        (
+            ["method=frepo", "callbacks.distilled.final.accuracy_augmented=null"],
+            "callbacks.distilled.final.accuracy_augmented.augment, which is not there",
+        ),
+        pytest.param(
+            ["trainer=gpu", "model=mlp"],
+            "trainer.accelerator=gpu: torch finds no GPU here; choose trainer=cpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is one"),
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(command, overrides, message):
+    code, _, err = command("logger=none", "figures=false", *overrides)
+    assert code == 1
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert message in line
 
 
 def test_any_network_trains_on_what_a_run_leaves(command, tmp_path):
@@ -126,6 +154,24 @@ def test_any_network_trains_on_what_a_run_leaves(command, tmp_path):
     assert final["train/accuracy"] > 0.8
     assert final["test/accuracy"] > 0.3
     assert "real/nc1_pinv" in final
+
+
+def test_a_run_is_named_where_its_set_is_meant(command, tmp_path):
+    """`distilled=` takes the folder, and `checkpoint=` says so."""
+    assert command(*DM, "callbacks.distilled.final_networks=1", "hydra.run.dir=run")[0] == 0
+    quiet = ["logger=none", "figures=false"]
+    for task in ("measure", "layers", "ood"):
+        code, _, err = command(f"task={task}", "checkpoint=run", *quiet, "hydra.run.dir=out")
+        assert code == 1
+        assert "this run distilled a set: task=evaluate distilled=run/distilled.safetensors" in err
+    evaluate = ["task=evaluate", "task.baselines=[]", "task.cross=[]", "task.real=null", "task.own=false", *quiet]
+    none = ["task.protocols.plain=null", "task.protocols.augmented=null"]  # found after the set is read
+    code, _, err = command(*evaluate, *none, "distilled=run", "hydra.run.dir=out2")
+    assert (code, "task.protocols: none is left" in err) == (1, True), err
+    assert SyntheticSet.load(tmp_path / "run/distilled.safetensors").export_npz(tmp_path / "set.npz") is None
+    small = ["task.networks=1", "task.protocols.plain.epochs=2", "model=mlp", "model.width=8"]
+    code, _, err = command(*evaluate, *small, none[1], "distilled=set.npz", "hydra.run.dir=out3")
+    assert code == 0, err  # without task.trust
 
 
 def test_a_sweep_over_sizes_ends_in_a_table_and_a_figure_of_its_own_numbers(command, tmp_path):

@@ -57,7 +57,7 @@ def test_a_set_is_matched_to_experts_that_a_sweep_has_trained(command, tmp_path)
 
 
 def test_a_coreset_leaves_what_a_distillation_leaves(command, tmp_path):
-    code, _, err = command("method=coreset", "objective=nearest", "distill.images_per_class=2", *SMALL)
+    code, _, err = command("method=coreset", "objective=nearest", "distill.images_per_class=2", *SMALL, "figures=true")
     assert code == 0, err
     folder = tmp_path / "run"
     assert len(SyntheticSet.load(folder / "distilled.safetensors")) == 20
