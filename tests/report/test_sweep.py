@@ -37,7 +37,7 @@ def sweep(make_run, tmp_path):
         for lr in (0.1, 0.01):
             for seed in (0, 1):
                 overrides = (f"model.width={width}", f"optimizer.lr={lr}", f"seed={seed}", "study.figure=a")
-                make_run(f"sweep/{n}", K=3, epochs=4, seed=n, overrides=overrides)
+                make_run(f"sweep/{n}", K=3, epochs=5, seed=n, overrides=overrides)
                 n += 1
     failed = tmp_path / "sweep" / "model.width=999,optimizer.lr=0.1,seed=0"
     failed.mkdir()
