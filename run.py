@@ -369,6 +369,9 @@ def fail(error: Exception, run: runfolder.RunFolder | None, sweep: bool) -> None
         message = str(error).strip().splitlines()[-1]
     else:
         message = str(error) if expected else f"{type(error).__name__}: {error}"
+    missing = re.search(r"(?:access |key ')([\w.]+)", message)
+    if missing and isinstance(error, InterpolationResolutionError):
+        message = f"{error.full_key} is that of {missing[1]}, which is not there: set them both"
     if "more than 1 value per channel" in message:  # torch's batch norm
         message += (
             "\na batch of one sample has no variance: choose another dataset.batch_size, or dataset.drop_last=true"
@@ -416,9 +419,6 @@ def main() -> None:
 
 def explained(error: Exception) -> str:
     """What Hydra could not compose: the settings that were misspelt or, where none was, what it says itself."""
-    missing = re.search(r"(?:access |key ')([\w.]+)", str(error))
-    if missing and isinstance(error, InterpolationResolutionError):
-        return f"error: {error.full_key} is that of {missing[1]}, which is not there: set it, or both to something else"
     misspelt = config.misspelt([a for a in sys.argv[1:] if not a.startswith("-")], CONF)
     return "\n".join(f"error: {line}" for line in misspelt or [str(error)])
 

@@ -14,11 +14,11 @@ from ncdd.report.style import DPI, MEDIUM, MUTED, OKABE_ITO, new_figure, plain_a
 
 HERE = Path(__file__).parent
 ARMS = {
+    "vs_kip": "KIP",
     "vs_random": "random real images",
     "vs_kmeans": "class means",
     "vs_frepo": "FRePo",
     "vs_dsa": "DSA",
-    "vs_kip": "KIP",
     "vs_dm": "DM",
     "vs_joint": "joint, ETF",
 }
@@ -61,7 +61,7 @@ def numbers(of_age: list[Job], of_arms: list[Job], inverted: list[Job], runs: Pa
             label=label,
         )
     right.set_yticks(range(len(known)), [ARMS[arm] for arm in known])
-    right.set_xlim(50, 95)
+    right.set_xlim(25, 95)
     right.set_xlabel("accuracy of fresh networks on ten images, %", fontsize=MEDIUM)
     right.legend(frameon=False, fontsize=MEDIUM, loc="lower right")
     for ax in (left, right):

@@ -36,7 +36,7 @@ def distilled(*, path: str, real: Source | str | None, root: str, download: bool
 
     The real splits are pixels as ever; the source names the normalisation and the whitening of the file's images.
     """
-    tensors, metadata = read(Path(path).expanduser().resolve(), setting="dataset.path")
+    tensors, metadata = read(Path(path).expanduser(), setting="dataset.path")
     images, labels = tensors["images"], tensors["labels"]
     if not isinstance(real, Source):
         real = _real(real or metadata.get("dataset"), path, root, download, image_size=images.shape[2])

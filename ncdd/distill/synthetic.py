@@ -168,7 +168,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
             normalised stay unknown.
         setting: what the path was given as, for the messages.
         """
-        tensors, metadata = read(Path(path).expanduser().resolve(), setting=setting)
+        tensors, metadata = read(Path(path).expanduser(), setting=setting)
         images, labels = channels_first(tensors["images"]), tensors["labels"]
         if only_pixels and images.is_floating_point():
             normalisation = whitening = None
@@ -203,14 +203,15 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         Where it is known, how they were normalised, too: `mean` and `std` of each channel and, whitened, `zca_matrix`,
         `zca_mean` and `zca_norm`. `load` reads them.
         """
-        named: dict[str, Any] = {"images": self.images.detach().cpu(), "labels": self.labels.detach().cpu()}
+        named: dict[str, Any] = {"images": self.images.detach().cpu().numpy()}
+        named["labels"] = self.labels.detach().cpu().numpy()
         if self.normalisation is not None:
             named |= {"mean": self.normalisation.mean, "std": self.normalisation.std}
         if self.whitening is not None:
-            named |= {"zca_matrix": self.whitening.matrix, "zca_mean": self.whitening.mean}
+            named |= {"zca_matrix": self.whitening.matrix.numpy(), "zca_mean": self.whitening.mean.numpy()}
             named |= {} if self.whitening.norm is None else {"zca_norm": self.whitening.norm}
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
-            np.savez(file, **{name: np.asarray(value) for name, value in named.items()})
+            np.savez(file, **named)
 
     def export_folder(self, path: str | Path) -> None:
         """PNGs in pixel space, `CLASS/INDEX.png`, as torchvision's ImageFolder reads them.

@@ -22,7 +22,7 @@ def distillation_figure(metrics: Metrics, *, kept: float | None = None) -> Figur
     tested = [
         name.removeprefix("test/")
         for name in metrics
-        if f"{name}_std" in metrics or name.replace("test/", "val/") in metrics
+        if name.startswith("test/accuracy") or f"{name}_std" in metrics or name.replace("test/", "val/") in metrics
         if re.fullmatch(r"test/\w*(accuracy\w*|rate)", name) and not name.endswith("_std")
     ]
     if LOSS not in metrics and not any(name.endswith("/accuracy_std") for name in metrics):

@@ -316,12 +316,13 @@ def _draw_bands(ax: Axes, lines: Sequence[tuple[Series, str, Any]]) -> None:
 
 
 def _draw_bars(ax: Axes, lines: Sequence[tuple[Series, str, Any]]) -> None:
+    looks: dict[str, Any] = {"fmt": "none", "elinewidth": 1.2, "capsize": 2.5}
     for series, colour, _ in lines:
         low, high = _spread(ax, series)
         there = series.deviation > 0
         if there.any():
             spread = np.stack([series.mean - low, high - series.mean])[:, there]
-            ax.errorbar(series.x[there], series.mean[there], yerr=spread, fmt="none", ecolor=colour, capsize=2.5)
+            ax.errorbar(series.x[there], series.mean[there], yerr=spread, **looks, ecolor=colour)
 
 
 def _connect(ax: Axes, lines: Sequence[tuple[Series, str, Any]]) -> None:

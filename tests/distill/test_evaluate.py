@@ -230,7 +230,9 @@ def test_mean_and_deviation():
     result = ev.Evaluation((0.5, 0.6, 0.7), 10, Cost("CPU"))
     assert (result.mean, result.std) == (pytest.approx(0.6), pytest.approx(0.1))
     assert str(result) == "60.00 +- 10.00 % (n = 3)"
-    assert ev.Evaluation((0.5,), 10, Cost("CPU")).std == 0
+    assert result.named("a").keys() == {"a", "a_std"}
+    alone = ev.Evaluation((0.5,), 10, Cost("CPU"))
+    assert (alone.std, str(alone), alone.named("a")) == (None, "50.00 % (n = 1)", {"a": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,13 @@ def test_continual():
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["distilled images", "random images"]
 
 
+def test_one_network_has_no_bar():
+    alone = [row | {"accuracy_std": float("nan")} for row in CONTINUAL]
+    (ax,) = continual_figure(alone).axes
+    for container in ax.containers:
+        assert not any(len(bar) for bar in container.lines[2][0].get_segments())
+
+
 def test_membership_is_a_mean_over_chunks():
     axes = membership_figure(MEMBERSHIP).axes
     assert [ax.get_title(loc="left") for ax in axes] == [

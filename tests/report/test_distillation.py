@@ -19,10 +19,8 @@ from ncdd.report.table import run_table, sweep_table
 CSV = """\
 epoch,step,val/accuracy,val/accuracy_std,val/krr_accuracy,train/outer_loss,test/krr_accuracy,test/accuracy,test/accuracy_std
 0,0,0.5,0.1,0.4,,,,
-1,49,,,,2.0,,,
-1,50,0.7,0.05,0.8,,,,
-2,99,,,,1.0,,,
-2,100,0.6,0.02,0.9,,,,
+1,50,0.7,0.05,0.8,2.0,,,
+2,100,0.6,0.02,0.9,1.0,,,
 2,100,,,,,0.85,0.65,0.03
 """
 
@@ -55,7 +53,7 @@ def text(renderable) -> str:
 def test_metrics_by_step(run):
     by_step = read_metrics(run, "step")
     assert by_step["val/accuracy"][0].tolist() == [0, 50, 100]
-    assert by_step["train/outer_loss"][0].tolist() == [49, 99]
+    assert by_step["train/outer_loss"][0].tolist() == [50, 100]
     assert "epoch" not in by_step
     assert read_metrics(run)["train/outer_loss"][0].tolist() == [1, 2]
 
@@ -77,7 +75,7 @@ def test_the_table_of_jobs_has_their_own_columns(run):
 def test_the_figure_is_over_iterations(run):
     figure = distillation_figure(read_metrics(run, "step"))
     loss, worth = figure.axes
-    np.testing.assert_array_equal(loss.lines[0].get_xydata(), [[49, 2], [99, 1]])
+    np.testing.assert_array_equal(loss.lines[0].get_xydata(), [[50, 2], [100, 1]])
     lines = {line.get_label(): line.get_xydata() for line in worth.lines if "val" in str(line.get_label())}
     assert list(lines) == ["accuracy, val  70.0% at best", "krr accuracy, val  90.0% at best"]
     np.testing.assert_array_equal(lines["accuracy, val  70.0% at best"], [[0, 0.5], [50, 0.7], [100, 0.6]])
@@ -86,6 +84,31 @@ def test_the_figure_is_over_iterations(run):
     labels = [entry.get_text() for entry in worth.get_legend().get_texts()]
     assert {"accuracy, test  65.0% ± 3.0", "krr accuracy, test  85.0%"} <= set(labels)
     assert [path.name for path in draw(run)] == ["distillation.png"]
+
+
+def test_the_marks_are_at_the_set_that_was_tested(run):
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"kept": 50}))
+    (run / "metrics.csv").write_text(CSV.replace(",0.03\n", ",\n"))  # of one network
+    figure = distillation_figure(read_metrics(run, "step"), kept=read_summary(run)["kept"])
+    marks = {box.get_label(): box for box in figure.axes[1].containers}
+    assert list(marks) == ["accuracy, test  65.0%", "krr accuracy, test  85.0%"]
+    (mark, caps, bars) = marks["accuracy, test  65.0%"]
+    assert (mark.get_xydata().tolist(), caps, bars) == ([[50, 0.65]], (), ())
+
+
+def test_one_loss_is_no_curve(run):
+    (run / "metrics.csv").write_text("epoch,step,val/accuracy,train/outer_loss\n0,0,0.1,\n1,50,0.2,2.0\n")
+    assert len(distillation_figure(read_metrics(run, "step")).axes) == 1
+
+
+def test_without_tests_the_table_is_of_the_validation_split(run):
+    summary = json.loads((run / "summary.json").read_text())
+    final = {name: value for name, value in summary["final"].items() if not name.startswith("test/")}
+    (run / "summary.json").write_text(json.dumps(summary | {"distilled": [], "final": final}))
+    rows = [" ".join(line.split()) for line in text(run_table(read_summary(run))).splitlines()]
+    assert "accuracy 50.00 +- 10.00 % 60.00 +- 2.00 % -" in rows
+    assert "iterations" in run_data(read_run(run))["facts"]
 
 
 def test_the_figure_of_training_is_not_one_of_a_distillation(make_run):
@@ -135,6 +158,19 @@ def test_an_evaluation_is_drawn_and_printed_from_its_csv(tmp_path, capsys):
 
 def test_an_evaluation_on_one_network_has_one_panel():
     assert len(evaluation_figure(ROWS[:4]).axes) == 1
+
+
+def test_one_network_has_no_deviation(tmp_path, capsys):
+    write_rows(tmp_path / "evaluate.csv", [row | {"accuracy_std": None} for row in ROWS])
+    rows = read_rows(tmp_path / "evaluate.csv")
+    assert all(np.isnan(row["accuracy_std"]) for row in rows)
+    for ax in evaluation_figure(rows).axes:
+        assert not any(container.has_xerr for container in ax.containers)
+    print_rows(rows, title="t")
+    print_rows([ROWS[0] | {"accuracy_std": None}], title="t")
+    out = capsys.readouterr().out
+    assert "nan" not in out and "0.00" not in out.replace("0.00 %", "")
+    assert out.splitlines()[-1].split().count("-") == 2  # the deviation, and the memory of a CPU
 
 
 def test_counts_are_printed_in_full(capsys):

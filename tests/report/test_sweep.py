@@ -12,6 +12,7 @@ from ncdd.report.figures import draw_sweep, redraw_sweep
 from ncdd.report.folder import job_folders, read_metrics, read_summary
 from ncdd.report.sweep import (
     axis_values,
+    default_panels,
     final_table,
     final_value,
     over_seeds,
@@ -156,6 +157,34 @@ def test_without_columns_a_grid_with_one_legend(jobs):
     assert texts == ["width", "8", "16", "128", "lr", "0.01", "0.1", "± std over seeds"]
     colours = {line.get_color() for line in figure.axes[0].lines}
     assert (len(colours), len(figure.axes[0].lines)) == (3, 6)
+
+
+def test_what_is_measured_once_is_drawn_by_its_final_values(monkeypatch):
+    jobs = [job(n=n, kind=k, seed=s, final={"val/accuracy": 0.1, "test/accuracy": v + 0.1 * s})
+            for n, v in ((1, 0.5), (10, 0.7)) for k in "ab" for s in (0, 1)]  # fmt: skip
+    at_end = (np.array([2.0]), np.array([0.0]))
+    curve = (np.arange(3.0), np.full(3, 0.1))
+    monkeypatch.setattr("ncdd.report.sweep._metrics", lambda job: {"val/accuracy": curve, "test/accuracy": at_end})
+    over, final = sweep_figure(jobs, ["val/accuracy", "test/accuracy"]).axes
+    assert (over.get_xlabel(), final.get_xlabel()) == ("epoch", "n")
+    assert final.get_xticks().tolist() == [1, 10]
+    a, _ = (line for line in final.lines if line.get_color() == "#666666")  # a line for each kind
+    np.testing.assert_allclose(a.get_xydata(), [[1, 0.55], [10, 0.75]])
+    bars = np.concatenate([container.lines[2][0].get_segments() for container in final.containers])
+    assert len(bars) == 4
+    np.testing.assert_allclose(np.diff(bars[..., 1]).ravel(), 2 * statistics.stdev([0, 0.1]))
+    for columns in ("kind", None):  # one dot a panel: nothing to draw it against
+        alone = [j for j in jobs if j.overrides["n"] == "1" and (columns or j.overrides["kind"] == "a")]
+        figure = sweep_figure(alone, ["test/accuracy"], columns=columns)
+        assert [ax.lines[0].get_xydata().tolist() for ax in figure.axes] == [[[0, 0.55]]] * len(figure.axes)
+        assert [tick.get_text() for ax in figure.axes for tick in ax.get_xticklabels()] == [""] * len(figure.axes)
+
+
+def test_default_panels_are_of_training_or_of_sets():
+    trained = [job(final={"test/accuracy": 1.0, "train/nc1_pinv": 1.0, "val/accuracy": 1.0})]
+    distilled = [job(final=dict.fromkeys(("train/outer_loss", "val/accuracy", "test/accuracy_augmented"), 1.0))]
+    assert default_panels(trained) == ["test/accuracy", "train/nc1_pinv"]
+    assert default_panels(distilled) == ["val/accuracy", "test/accuracy_augmented"]
 
 
 def test_exact_zeros_stay_in_sight():

@@ -21,7 +21,7 @@ DM = [
     "method=matching", "objective=dm", "model.width=8", "model.depth=1", "distill.iterations=16", "distill.every=8",
     "method.real_per_class=16", "callbacks.distilled.networks=2", "callbacks.distilled.final_networks=2",
     "callbacks.distilled.protocol.epochs=10", "callbacks.distilled.final.accuracy_augmented.epochs=10",
-    "trainer.log_every_n_steps=4", "logger=none", "figures=false",
+    "logger=none", "figures=false",
 ]  # fmt: skip
 
 
@@ -36,7 +36,9 @@ def test_a_run_leaves_its_set_evaluated_and_drawn(command, tmp_path):
     run = tmp_path / "run"
     rows = metrics(run)
     assert [row["step"] for row in rows if row["val/accuracy"]] == ["0", "8", "16"]
-    assert len([row for row in rows if row["train/outer_loss"]]) == 4
+    losses = [row for row in rows if row["train/outer_loss"]]
+    assert [row["step"] for row in losses] == ["8", "16"]
+    assert all(row["val/accuracy"] for row in losses)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["distilled"] == ["accuracy", "accuracy_std", "accuracy_augmented", "accuracy_augmented_std"]
     assert 0 < summary["evaluation_seconds"] < summary["seconds"]
@@ -44,6 +46,9 @@ def test_a_run_leaves_its_set_evaluated_and_drawn(command, tmp_path):
     best = max(float(row["val/accuracy"]) for row in rows if row["val/accuracy"])
     kept = SyntheticSet.load(run / "distilled.safetensors")
     assert (kept.accuracy, kept.dataset, kept.method, len(kept)) == (best, "digits", "dm", 10)
+    assert str(summary["kept"]) == next(row["step"] for row in rows if row["val/accuracy"] == str(best))
+    modes = {path.stat().st_mode for path in (run / "distilled.safetensors", run / "summary.json")}
+    assert len(modes) == 1
     assert kept.config["distill"]["every"] == 8
     grids = sorted((run / "figures" / "distilled").iterdir())
     assert [path.name for path in grids] == [f"step_{step:07}.png" for step in (0, 8, 16)]
@@ -144,6 +149,16 @@ def test_what_does_not_go_together_is_one_line(command, overrides, message):
     assert message in line
 
 
+def test_one_network_has_no_deviation_and_none_is_tested(command, tmp_path):
+    alone = ["callbacks.distilled.networks=1", "callbacks.distilled.final_networks=0"]
+    code, out, err = command(*DM, *alone, "hydra.run.dir=run")
+    assert code == 0, err
+    assert not any(name.endswith("_std") or name.startswith("test/") for name in metrics(tmp_path / "run")[0])
+    (row,) = [line.split() for line in out.splitlines() if line.split()[:1] == ["accuracy"]]
+    assert (row.count("%"), row[-1]) == (2, "-")
+    assert "+-" not in out
+
+
 def test_any_network_trains_on_what_a_run_leaves(command, tmp_path):
     assert command(*DM, "hydra.run.dir=run")[0] == 0
     train = ["method=classify", "dataset=distilled", "dataset.path=run/distilled.safetensors", "model=mlp"]
@@ -161,7 +176,7 @@ def test_a_run_is_named_where_its_set_is_meant(command, tmp_path):
     assert command(*DM, "callbacks.distilled.final_networks=1", "hydra.run.dir=run")[0] == 0
     quiet = ["logger=none", "figures=false"]
     for task in ("measure", "layers", "ood"):
-        code, _, err = command(f"task={task}", "checkpoint=run", *quiet, "hydra.run.dir=out")
+        code, _, err = command(f"task={task}", "checkpoint=run", *quiet, f"hydra.run.dir=of_{task}")
         assert code == 1
         assert "this run distilled a set: task=evaluate distilled=run/distilled.safetensors" in err
     evaluate = ["task=evaluate", "task.baselines=[]", "task.cross=[]", "task.real=null", "task.own=false", *quiet]

@@ -12,9 +12,8 @@ from torch import nn
 
 from ncdd.collapse import measure
 from ncdd.data import ImageDataModule, sources
-from ncdd.models import MLP, Linear
+from ncdd.models import MLP, Linear, checkpoint
 from ncdd.models.torchvision import TorchVision
-from ncdd.models import checkpoint
 from tests.tasks.conftest import EPOCHS
 
 QUIET = ["logger=none", "figures=false", "hydra.run.dir=out"]
