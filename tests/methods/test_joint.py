@@ -165,7 +165,8 @@ def test_read_literally_the_images_learn_nothing_of_the_real_ones(digits):
         {"new_network": partial(new_network, "etf", 10)},  # d = K
         {"size": 1, "max_age": None},
     ],
-    ids=str,
+    # not str: the address of a function differs between the processes of a parallel run
+    ids=["S", "T", "labels", "covariance", "etf_weight", "linear_head", "d=K", "one_network"],
 )
 def test_variants_move_the_set_and_keep_its_form(changes, digits):
     method = joint(**changes)
