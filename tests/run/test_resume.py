@@ -10,7 +10,7 @@ from tests.run.conftest import TINY, only_run
 
 LONG = [
     *TINY,
-    "trainer.max_epochs=6",
+    "trainer.max_epochs=20",  # long enough to be stopped in the middle on a busy machine
     "dataset.samples_per_class=40",
     "dataset.augment.crop=1",
     "scheduler=step",
@@ -37,7 +37,7 @@ def wait_for(folder, epochs: int, process) -> None:
 def test_killed_and_resumed_is_as_if_nothing_had_happened(command, process, tmp_path, blow):
     assert command(*LONG, "hydra.run.dir=whole")[0] == 0
 
-    first = process(*LONG, "trainer.max_epochs=6")
+    first = process(*LONG)
     wait_for(tmp_path, 2, first)
     first.send_signal(blow)
     output, _ = first.communicate()
@@ -47,7 +47,7 @@ def test_killed_and_resumed_is_as_if_nothing_had_happened(command, process, tmp_
     folder = only_run(tmp_path)
     assert not (folder / "DONE").exists()
 
-    code, out, _ = command(*LONG, "trainer.max_epochs=6", "resume=true")
+    code, out, _ = command(*LONG, "resume=true")
     assert code == 0
     assert "going on from" in out
     assert only_run(tmp_path) == folder
