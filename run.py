@@ -111,8 +111,10 @@ def work(plain: dict[str, Any], run: runfolder.RunFolder, job: Any) -> None:
     import pytorch_lightning as pl
     import torch
 
+    from ncdd.allocator import keep_freed_memory
     from ncdd.models import Network
 
+    keep_freed_memory()
     of_data = {"feature_dim"} if plain["model"].get("feature_dim") == "K" else set()
     cfg = OmegaConf.create(plain)
     check_chosen(cfg, job)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ncdd.allocator import keep_freed_memory
 from ncdd.distill.frepo import first_labels
 from ncdd.distill.lamb import Lamb
 from ncdd.distill.pool import NetworkPool
@@ -173,4 +174,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

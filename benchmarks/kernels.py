@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ncdd.allocator import keep_freed_memory
 from ncdd.kernels import Kernel, convnet, fc, kip_loss
 
 GEMM_MS = 19.5  # of the product, where neural-tangents was measured
@@ -101,4 +102,5 @@ def cpu_seconds(way: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

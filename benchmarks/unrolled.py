@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from ncdd.allocator import keep_freed_memory
 from ncdd.distill import unrolled
 from ncdd.models import LeNet, Linear
 
@@ -162,4 +163,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     main()

@@ -2,5 +2,8 @@
 
 import os
 
+from ncdd.allocator import keep_freed_memory
+
 os.environ["WANDB_MODE"] = "disabled"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist already fills the cores
+keep_freed_memory()  # as run.py does

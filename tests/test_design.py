@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "methods": {"models", "data", "collapse", "kernels", "distill"},
     "inherit": set(),
     "logs": set(),
+    "allocator": set(),
     "tasks": {"callbacks", "collapse", "data", "distill", "kernels", "models", "report", "runfolder"},
     "callbacks": {"collapse", "data", "distill", "models", "runfolder", "report"},
 }
