@@ -54,7 +54,10 @@ class FiniteLoss(pl.Callback):
 
 
 class StepSeed(pl.Callback):
-    """Seed torch from (seed, epoch, step) before each step, so that dropout and the like resume exactly."""
+    """Seed torch from (seed, epoch, step) before each step, so that dropout and the like resume exactly.
+
+    A distillation is one long epoch: how often its set is evaluated must not change it.
+    """
 
     def __init__(self, *, seed: int) -> None:
         self.seed = seed
@@ -62,7 +65,8 @@ class StepSeed(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        torch.manual_seed(fold_in(self.seed, trainer.current_epoch, batch_idx, trainer.global_rank))
+        place = (trainer.current_epoch, batch_idx) if pl_module.automatic_optimization else (0, trainer.global_step)
+        torch.manual_seed(fold_in(self.seed, *place, trainer.global_rank))
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

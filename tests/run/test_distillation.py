@@ -171,6 +171,21 @@ def test_any_network_trains_on_what_a_run_leaves(command, tmp_path):
     assert "real/nc1_pinv" in final
 
 
+@pytest.mark.parametrize("method", ["matching objective=dm", "matching objective=dsa", "joint head=etf", "frepo"])
+def test_how_often_a_set_is_evaluated_does_not_change_it(command, tmp_path, method):
+    found = []
+    for every in (8, 3):
+        code, _, err = command(
+            *[f"method={method.split()[0]}", *method.split()[1:], "model.width=4", "model.depth=1", "logger=none"],
+            *["distill.iterations=8", f"distill.every={every}", "dataset.samples_per_class=20", "figures=false"],
+            *["callbacks.distilled.networks=0", "callbacks.distilled.final_networks=0", "dataset.val_fraction=0"],
+            f"hydra.run.dir=every{every}",
+        )
+        assert code == 0, err
+        found.append(SyntheticSet.load(tmp_path / f"every{every}" / "distilled.safetensors"))
+    assert torch.equal(found[0].images, found[1].images)
+
+
 def test_a_run_is_named_where_its_set_is_meant(command, tmp_path):
     """`distilled=` takes the folder, and `checkpoint=` says so."""
     assert command(*DM, "callbacks.distilled.final_networks=1", "hydra.run.dir=run")[0] == 0
