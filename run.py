@@ -422,7 +422,7 @@ def main() -> None:
 def explained(error: Exception) -> str:
     """What Hydra could not compose: the settings that were misspelt or, where none was, what it says itself."""
     misspelt = config.misspelt([a for a in sys.argv[1:] if not a.startswith("-")], CONF)
-    return "\n".join(f"error: {line}" for line in misspelt or [str(error)])
+    return "\n".join(f"error: {line}" for line in misspelt or [config.one_line(error)])
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -41,6 +41,7 @@ class Distill:
 
     images_per_class: of the synthetic set; a step of a step-wise one.  init: real, noise, or a coreset's name.
     iterations: outer steps.  every: of them between two evaluations, checkpoints and image grids.
+    budget: images_per_class -> iterations, for a recipe in which these go by the size of the set.
     kernel: of the methods by kernel regression, a name of `ncdd.kernels`.
     objectives: what each value of `objective` brings, where a method's YAML picks its defaults by it.
     """
@@ -52,6 +53,7 @@ class Distill:
     every: int = 100
     kernel: str = "fc1"
     objectives: Node = field(default_factory=dict)
+    budget: Node = field(default_factory=dict)
 
 
 @dataclass
@@ -137,7 +139,7 @@ def misspelt(overrides: Sequence[str], conf: str) -> list[str]:
                     unknown.append(found[1])
                     left = kept
                 else:
-                    others.append(str(error))  # something else is wrong, and Hydra says what
+                    others.append(one_line(error))
     lines = []
     for key in unknown:
         node, (name, *below) = cfg, key.split(".")
@@ -145,6 +147,19 @@ def misspelt(overrides: Sequence[str], conf: str) -> list[str]:
             node, (name, *below) = child, below
         lines.append(f"{key}: no such setting; {suggest(name, [str(known) for known in node])}")
     return lines + others if lines else []
+
+
+def one_line(error: Exception) -> str:
+    """What Hydra says, without its search path, and with the reason of a value that does not fit."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        near = difflib.get_close_matches(choice, error.options, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        return f"{group}={choice}: no such choice; {meant}choose from {', '.join(error.options)}"
+    if isinstance(cause := error.__cause__, OmegaConfBaseException) and "Error merging override" in str(error):
+        override = str(error).removeprefix("Error merging override ")
+        return f"{override}: {str(cause).splitlines()[0]}"
+    return str(error)
 
 
 def suggest(word: str, known: Collection[str]) -> str:

@@ -169,7 +169,9 @@ def test_a_mistake_is_one_clear_line(command, tmp_path, overrides, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model=resnet19"], "Could not find 'model/resnet19'"),
+        (["model=resnet19"], "error: model=resnet19: no such choice; did you mean resnet18? choose from alexcifar, "),
+        (["task=eval"], "error: task=eval: no such choice; did you mean evaluate? choose from "),
+        (["seed=one"], "error: seed=one: Value 'one' of type 'str' could not be converted to Integer"),
         (["modell=resnet18"], "error: modell: no such setting; did you mean model?"),
         (["model.widht=3"], "error: model.widht: no such setting; did you mean width?"),
         (["-m", "model.widht=3,4"], "error: model.widht: no such setting; did you mean width?"),
@@ -182,6 +184,7 @@ def test_what_hydra_does_not_know_is_named(command, overrides, message):
     code, _, err = command(*overrides)
     assert code == 1
     assert message in err
+    assert len(err.splitlines()) == len(set(overrides) - {"-m"})
 
 
 def test_a_nan_keeps_the_last_finite_checkpoint(command, tmp_path):
