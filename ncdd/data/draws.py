@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -58,29 +60,25 @@ class DrawLoader(DeviceLoader):
     def __len__(self) -> int:
         return self.steps
 
-    def _indices(self, epoch: int) -> list[Tensor]:
+    def _indices(self, epoch: int) -> Iterator[Tensor]:
         steps = range(epoch * self.steps, (epoch + 1) * self.steps)
         draw = self._balanced if self.sampling.per_class else self._shuffled
-        return [rows.to(self.images.labels.device) for rows in draw(steps)]
+        return (rows.to(self.images.labels.device) for rows in draw(steps))
 
-    def _balanced(self, steps: range) -> list[Tensor]:
-        batches = []
+    def _balanced(self, steps: range) -> Iterator[Tensor]:
         for step in steps:
             generator = seeding.generator(self.seed, seeding.SHUFFLE, step)
             chosen = [
                 torch.randperm(len(rows), generator=generator)[: self.sampling.per_class] for rows in self._of_class
             ]
-            batches.append(torch.cat([rows[c] for rows, c in zip(self._of_class, chosen, strict=True)]))
-        return batches
+            yield torch.cat([rows[c] for rows, c in zip(self._of_class, chosen, strict=True)])
 
-    def _shuffled(self, steps: range) -> list[Tensor]:
-        count = len(self.images)
-        each = count // self.batch_size  # full batches in one order
-        orders = {
-            turn: torch.randperm(count, generator=seeding.generator(self.seed, seeding.SHUFFLE, turn))
-            for turn in range(steps[0] // each, steps[-1] // each + 1)
-        }
-        return [orders[t // each][(t % each) * self.batch_size :][: self.batch_size] for t in steps]
+    def _shuffled(self, steps: range) -> Iterator[Tensor]:
+        each = len(self.images) // self.batch_size  # full batches in one order
+        for turn, of_turn in itertools.groupby(steps, lambda step: step // each):
+            order = torch.randperm(len(self.images), generator=seeding.generator(self.seed, seeding.SHUFFLE, turn))
+            for step in of_turn:
+                yield order[(step % each) * self.batch_size :][: self.batch_size]
 
 
 def _by_class(labels: Tensor) -> list[Tensor]:

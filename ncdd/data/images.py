@@ -5,7 +5,7 @@ Shapes: N images, C channels, H x W pixels, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,17 +91,13 @@ class Images:
         pixels = self.pixels if isinstance(self.pixels, ImageFiles) else self.pixels.to(device)
         return Images(pixels, self.labels.to(device))
 
-    def batches(self, indices: Sequence[Tensor], num_workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, indices: Iterable[Tensor], num_workers: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """For each index vector, in order, (pixels (B, C, H, W), labels (B, ...)) on the labels' device."""
-        for index, pixels in zip(indices, self._pixel_batches(indices, num_workers), strict=True):
-            yield pixels, self.labels.index_select(0, index)
-
-    def _pixel_batches(self, indices: Sequence[Tensor], num_workers: int) -> Iterator[Tensor]:
         if not isinstance(self.pixels, ImageFiles):
             # index_select copies whole images; pixels[index] copies byte by byte (70 times slower on a CPU).
-            yield from (self.pixels.index_select(0, index) for index in indices)
+            yield from ((self.pixels.index_select(0, index), self.labels.index_select(0, index)) for index in indices)
             return
-        device = self.labels.device
+        indices, device = list(indices), self.labels.device
         loader = DataLoader(
             self.pixels,
             batch_sampler=[index.tolist() for index in indices],
@@ -111,7 +107,8 @@ class Images:
             # model's dropout when the images do not fit into memory.
             generator=torch.Generator(),
         )
-        yield from (pixels.to(device, non_blocking=True) for pixels in loader)
+        for index, pixels in zip(indices, loader, strict=True):
+            yield pixels.to(device, non_blocking=True), self.labels.index_select(0, index)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """`DeviceLoader`: batches that are indexed, normalised and augmented where the model is, and that resume exactly."""
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,7 +71,7 @@ class DeviceLoader:
         # A generator runs up to here only at its first batch: Lightning creates the iterator before it sets the epoch.
         epoch, start = self.epoch, self._resume_at
         self._resume_at = 0
-        batches = self._indices(epoch)[start:]
+        batches = itertools.islice(self._indices(epoch), start, None)
         for step, (pixels, labels) in enumerate(self.images.batches(batches, self.num_workers), start):
             images = self._normalise(pixels)
             if self.augment is not None:
@@ -108,7 +109,7 @@ class DeviceLoader:
     def _rank_batch(self) -> int:
         return max(1, self.batch_size // self.world_size)
 
-    def _indices(self, epoch: int) -> list[Tensor]:
+    def _indices(self, epoch: int) -> Iterable[Tensor]:
         """This rank's index vector for each step of an epoch, on the labels' device."""
         count, device = len(self.images), self.images.labels.device
         if not self.shuffle:
