@@ -32,8 +32,12 @@ class Distillation(pl.LightningModule):
     optimizer, scheduler: factories (`_partial_` in the YAML); the scheduler is stepped after each update.
     images_per_class, init, learn_labels: see `ncdd.config.Distill` and `ncdd.distill.start`.
     sampling: how the real batch of a step is drawn.
+    partition: in the place of each image partition^2 are learned, of a partition-th of its height and width, which
+        networks see enlarged: more images of as many numbers (multi-formation, Kim et al. 2022, arXiv 2205.14959).
+        The set has images_per_class partition^2 images a class, as they are seen. 1: images of the real size.
 
-    After `setup`: images (N, C, H, W), normalised as the data are, and labels, (N,) int64 or, learned, (N, K).
+    After `setup`: images (N, C, H, W), normalised as the data are, and labels, (N,) int64 or, learned, (N, K). What
+    networks see of the images is `enlarged`.
     """
 
     def __init__(
@@ -46,12 +50,15 @@ class Distillation(pl.LightningModule):
         init: str,
         learn_labels: bool,
         sampling: Sampling,
+        partition: int = 1,
     ) -> None:
+        if partition < 1:
+            raise ValueError(f"method.partition={partition}: a number >= 1 is needed")
         super().__init__()
         self.automatic_optimization = False
         self.new_network, self.optimizer, self.scheduler = new_network, optimizer, scheduler
-        self.images_per_class, self.init, self.learn_labels = images_per_class, init, learn_labels
-        self.sampling = sampling
+        self.images_per_class, self.init, self.learn_labels = images_per_class * partition**2, init, learn_labels
+        self.sampling, self.partition = sampling, partition
         self._losses: list[Tensor] = []
 
     # ------------------------------------------------------------ what a method says
@@ -100,7 +107,11 @@ class Distillation(pl.LightningModule):
             per_class=self.images_per_class,
             seed=fold_in(self.data.seed, START),
         )
-        self.images = nn.Parameter(images)
+        if (size := images.shape[-1] // self.partition) < 1:
+            raise ValueError(
+                f"method.partition={self.partition}: images of {images.shape[-1]} pixels have no such part"
+            )
+        self.images = nn.Parameter(images if self.partition == 1 else F.adaptive_avg_pool2d(images, size))
         labels = self.first_labels(classes)
         if self.learn_labels:
             self.labels = nn.Parameter(labels)
@@ -131,11 +142,18 @@ class Distillation(pl.LightningModule):
         """What the optimizer updates; a subclass adds its own."""
         return [p for p in (self.images, self.labels) if isinstance(p, nn.Parameter)]
 
+    @property
+    def enlarged(self) -> Tensor:
+        """(N, C, H, W): the learned images at the size of the real ones."""
+        if self.partition == 1:
+            return self.images
+        return F.interpolate(self.images, size=(self.data.image_size,) * 2, mode="bilinear", align_corners=False)
+
     def synthetic_set(self) -> SyntheticSet:
         """The set as it is now, a copy on the CPU, and how to read it."""
         labels = self.labels.detach().cpu()
         return SyntheticSet(
-            images=self.images.detach().float().cpu().clone(),
+            images=self.enlarged.detach().float().cpu().clone(),
             labels=labels.to(torch.float32 if labels.is_floating_point() else torch.int64, copy=True),
             dataset=self.data.source_name,
             class_names=tuple(self.data.class_names),

@@ -56,6 +56,7 @@ class Joint(Distillation):
         pool: Callable[..., NetworkPool],
         pool_data: Literal["S", "T", "S+T"],
         match_blocks: bool,
+        partition: int,
         real_per_class: int,
         augment: DiffAugment,
         temperature: float,
@@ -69,7 +70,7 @@ class Joint(Distillation):
             raise ValueError(f"objective={objective!r}: choose from {', '.join(OBJECTIVES)}")
         if pool_data not in ("S", "T", "S+T"):
             raise ValueError(f"method.pool_data={pool_data!r}: choose from S, T, S+T")
-        if covariance_weight and images_per_class == 1:
+        if covariance_weight and images_per_class * partition == 1:
             raise ValueError(
                 f"method.covariance_weight={covariance_weight}: one image a class has no covariance; use 0"
             )
@@ -81,6 +82,7 @@ class Joint(Distillation):
             init=init,
             learn_labels=learn_labels,
             sampling=Sampling(per_class=real_per_class),
+            partition=partition,
         )
         self.pool = pool(new_network=new_network)
         self.objective, self.pool_data, self.match_blocks, self.augment = objective, pool_data, match_blocks, augment
@@ -110,7 +112,7 @@ class Joint(Distillation):
 
     def outer_step(self, batch: Batch) -> Tensor:
         real, classes = batch
-        real, images = self.augment.siamese(self.generator(), real, self.images)
+        real, images = self.augment.siamese(self.generator(), real, self.enlarged)
         go = partial(self.one_go, real=real, classes=classes, images=images)
         drawn = self.pool.draw()
         if self.pool.advance(drawn, go) is None:  # it was too old, and has fresh weights now
@@ -207,4 +209,4 @@ class _Now:
         self.method = method
 
     def __iter__(self) -> Iterator[Batch]:
-        yield self.method.images.detach(), self.method.weights.argmax(1)
+        yield self.method.enlarged.detach(), self.method.weights.argmax(1)

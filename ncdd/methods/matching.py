@@ -53,13 +53,14 @@ def matching(
     objective: Literal["dm", "dc", "dsa", "mtt"],
     augment: DiffAugment,
     real_per_class: int,
+    partition: int,
     training: Training,
     experts: str | None,
     trajectory: Trajectory,
 ) -> Distillation:
     """The method of that objective: `DM`, `DC` (dsa: with augmentation) or `MTT`, given what it takes of the rest.
 
-    real_per_class: of dm, dc and dsa.  training: of dc and dsa.  experts, trajectory: of mtt.
+    real_per_class, partition: of dm, dc and dsa.  training: of dc and dsa.  experts, trajectory: of mtt.
     Raises ValueError for another objective, and for labels to be learned, which none of them does.
     """
     if objective not in OBJECTIVES:
@@ -78,11 +79,13 @@ def matching(
         "augment": augment,
     }
     if objective == "dm":
-        return DM(real_per_class=real_per_class, **common)
+        return DM(real_per_class=real_per_class, partition=partition, **common)
     if objective == "mtt":
         assert experts is not None
+        if partition > 1:
+            raise ValueError(f"method.partition={partition}: not for objective=mtt; use 1")
         return MTT(experts=experts, trajectory=trajectory, **common)
-    return DC(real_per_class=real_per_class, training=training, **common)
+    return DC(real_per_class=real_per_class, partition=partition, training=training, **common)
 
 
 class DM(Distillation):
@@ -103,6 +106,7 @@ class DM(Distillation):
         init: str,
         augment: DiffAugment,
         real_per_class: int,
+        partition: int,
     ) -> None:
         super().__init__(
             new_network=new_network,
@@ -112,12 +116,13 @@ class DM(Distillation):
             init=init,
             learn_labels=False,
             sampling=Sampling(per_class=real_per_class),
+            partition=partition,
         )
         self.augment = augment
 
     def outer_step(self, batch: Batch) -> Tensor:
         network = self.network().requires_grad_(False)  # its weights need no gradient, which would cost a third more
-        pairs = list(siamese_classes(self.augment, self.generator(), batch, (self.images, self.labels)))
+        pairs = list(siamese_classes(self.augment, self.generator(), batch, (self.enlarged, self.labels)))
         (real, classes), (synthetic, labels) = (
             tuple(torch.cat(parts) for parts in zip(*batches, strict=True)) for batches in zip(*pairs, strict=True)
         )
@@ -150,6 +155,7 @@ class DC(Distillation):
         init: str,
         augment: DiffAugment,
         real_per_class: int,
+        partition: int,
         training: Training,
     ) -> None:
         super().__init__(
@@ -160,6 +166,7 @@ class DC(Distillation):
             init=init,
             learn_labels=False,
             sampling=Sampling(per_class=real_per_class),
+            partition=partition,
         )
         self.augment, self.training_on_set = augment, training
         self.student: nn.Module = new_network()  # of the moment; here, so that a checkpoint has it
@@ -169,10 +176,12 @@ class DC(Distillation):
             self.student = self.network()
         freeze_batch_norm(self.student, *batch)
         weights, total = weights_of(self.student), torch.zeros((), device=self.images.device)
-        for real, synthetic in siamese_classes(self.augment, self.generator(), batch, (self.images, self.labels)):
+        seen = self.enlarged.detach().requires_grad_()
+        for real, synthetic in siamese_classes(self.augment, self.generator(), batch, (seen, self.labels)):
             loss = gradient_matching(self.student_loss, weights, [real], [synthetic])
             loss.backward()  # one class at a time, whose graph is then freed
             total += loss.detach()
+        self.enlarged.backward(seen.grad)
         return total
 
     def student_loss(self, weights: Weights, images: Tensor, labels: Tensor) -> Tensor:
@@ -180,7 +189,7 @@ class DC(Distillation):
 
     def after_update(self, batch: Batch) -> None:
         if self.global_step % self.training_on_set.outer_loop:  # else a fresh one comes next
-            images = self.images.detach()
+            images = self.enlarged.detach()
             train_on(self.student, images, self.labels, self.training_on_set, self.augment, self.generator())
 
 

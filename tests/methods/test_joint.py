@@ -51,6 +51,7 @@ def joint(*, size: int = 2, max_age: int | None = 5, **changes) -> Joint:
         "pool": partial(NetworkPool, optimizer=partial(torch.optim.SGD, lr=0.05), size=size, max_age=max_age),
         "pool_data": "S+T",
         "match_blocks": True,
+        "partition": 1,
         "real_per_class": 8,
         "augment": DiffAugment(strategy="none"),
         "temperature": 3.0,
@@ -164,9 +165,10 @@ def test_read_literally_the_images_learn_nothing_of_the_real_ones(digits):
         {"new_network": partial(new_network, "linear")},
         {"new_network": partial(new_network, "etf", 10)},  # d = K
         {"size": 1, "max_age": None},
+        {"partition": 2, "init": "kmeans", "covariance_weight": 0.1},
     ],
     # not str: the address of a function differs between the processes of a parallel run
-    ids=["S", "T", "labels", "covariance", "etf_weight", "linear_head", "d=K", "one_network"],
+    ids=["S", "T", "labels", "covariance", "etf_weight", "linear_head", "d=K", "one_network", "partition"],
 )
 def test_variants_move_the_set_and_keep_its_form(changes, digits):
     method = joint(**changes)
@@ -180,6 +182,31 @@ def test_variants_move_the_set_and_keep_its_form(changes, digits):
     if "learn_labels" in changes:
         torch.testing.assert_close(found.labels.sum(1), torch.ones(10))
         assert not torch.equal(found.labels, start.synthetic_set().labels)
+
+
+def test_a_partition_learns_four_images_of_the_numbers_of_one(digits):
+    """Of 4 x 4 pixels, seen as 8 x 8: between the centres of two pixels lie two new ones, at a quarter and three."""
+    method = fit(joint(partition=2), digits, 1)
+    assert method.images.numel() == 10 * 8 * 8
+    found = method.synthetic_set()
+    assert found.images.shape == (40, 1, 8, 8)
+    assert found.labels.tolist() == [c for c in range(10) for _ in range(4)]
+    between = torch.tensor([[0.75, 0.25], [0.25, 0.75]])
+    pairs = torch.stack([torch.arange(3), torch.arange(1, 4)], 1)
+    enlarge = torch.zeros(8, 4)
+    enlarge[0, 0] = enlarge[7, 3] = 1.0
+    for row, pair in zip(range(1, 7, 2), pairs, strict=True):
+        enlarge[row : row + 2, pair] = between
+    torch.testing.assert_close(found.images, enlarge @ method.images.detach() @ enlarge.T)
+
+
+def test_a_partition_starts_at_means_of_pixels(digits):
+    """Of the images that a set of four a class would start at."""
+    parts, whole = joint(partition=2, init="kmeans"), joint(images_per_class=4, init="kmeans")
+    for method in (parts, whole):
+        fit(method, digits, 0)
+    blocks = whole.images.unflatten(2, (4, 2)).unflatten(4, (4, 2)).mean((3, 5))
+    torch.testing.assert_close(parts.images, blocks)
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(digits, tmp_path):
@@ -234,6 +261,7 @@ def test_evaluations_train_a_learned_head_whatever_the_method(trained):
     [
         ({"objective": "nc"}, r"objective='nc': choose from ncc, means"),
         ({"pool_data": "TS"}, r"method\.pool_data='TS': choose from S, T, S\+T"),
+        ({"partition": 0}, r"method\.partition=0: a number >= 1"),
         ({"covariance_weight": 1.0}, r"method\.covariance_weight=1\.0: one image a class"),
     ],
 )
