@@ -48,9 +48,10 @@ class Trajectory:
 class MTT(Distillation):
     """Trajectories of experts in the space of weights (Cazenavette et al. 2022, arXiv 2203.11932, algorithm 1).
 
-    From an expert's weights, its first or those after a random epoch, a network takes `trajectory.steps` steps on the set, to where the
-    expert is `trajectory.epochs` later; the distance left, as a fraction of the expert's way, is differentiated through
-    all steps, in images and step size. Where the set does not divide into batches, each order's remainder is left out.
+    From an expert's weights, its first or those after a random epoch, a network takes `trajectory.steps` steps on
+    the set, to where the expert is `trajectory.epochs` later; the distance left, as a fraction of the expert's way,
+    is differentiated through all steps, in images and step size. Where the set does not divide into batches, each
+    order's remainder is left out.
 
     experts: folder below which runs lie that were trained on real images with callbacks=every_epoch; read as needed.
     augment: one draw a step on the set.

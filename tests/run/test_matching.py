@@ -45,7 +45,7 @@ def test_an_unknown_objective_is_one_line(command):
 
 def test_a_set_is_matched_to_experts_that_a_sweep_has_trained(command, tmp_path):
     assert command("-m", *TINY, "name=experts", "callbacks=every_epoch", "trainer.max_epochs=2", "seed=0,1")[0] == 0
-    mtt = ["method=matching", "objective=mtt", "method.experts=multirun/experts", "method.trajectory.epochs=2"]  # from the start
+    mtt = ["method=matching", "objective=mtt", "method.experts=multirun/experts", "method.trajectory.epochs=2"]
     short = ["distill.iterations=2", "distill.every=1", "trainer.log_every_n_steps=1", "optimizer.lr=1"]
     code, _, err = command(*mtt, *SMALL, *short)
     assert code == 0, err
