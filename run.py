@@ -240,7 +240,7 @@ def equip(cfg: DictConfig, plain: Mapping[str, Any], run: runfolder.RunFolder, j
         "settings": runfolder.flat(plain),  # flat: instantiate would build its nodes
     }
     loggers = [record.logger, *([build(cfg.logger, **about)] if cfg.logger else [])]
-    callbacks = {name: build(node) for name, node in cfg.callbacks.items()}
+    callbacks = {name: build(node) for name, node in cfg.callbacks.items() if node}  # null: left out
     if not data.val_fraction:
         callbacks.pop("best", None)
     accelerator = cfg.trainer.get("accelerator")

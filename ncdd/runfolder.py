@@ -91,11 +91,15 @@ def open_run(path: Path, config: Mapping[str, Any], *, resume: bool) -> RunFolde
 
 
 def unfinished(parent: Path, config: Mapping[str, Any]) -> Path | None:
-    """The newest run in `parent` that was begun with `config` and is not DONE."""
+    """The newest run in `parent` that was begun with `config`, is not DONE and can go on.
+
+    Training goes on from a checkpoint, a task from what it has left in its folder.
+    """
     for path in sorted(parent.glob("*/config.yaml"), key=lambda p: p.stat().st_mtime, reverse=True):
         folder = path.parent
         with contextlib.suppress(OSError, yaml.YAMLError):  # another run's damage is not this one's
-            if not (folder / "DONE").exists() and (folder / LAST).exists() and not _differences(folder, config):
+            goes_on = config.get("task") or (folder / LAST).exists()
+            if goes_on and not (folder / "DONE").exists() and not _differences(folder, config):
                 return folder
     return None
 

@@ -45,6 +45,11 @@ def test_every_choice_composes_and_passes_check(choice):
     config.check(plain(f"{group}={name}", *NEEDS.get(str(choice), [])), run.WIRED)
 
 
+@pytest.mark.parametrize("name", ["accuracy", "accuracy_augmented"])
+def test_frepo_is_tested_by_either_protocol_alone(name):
+    config.check(plain("method=frepo", f"callbacks.distilled.final.{name}=null"), run.WIRED)
+
+
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_every_choice_builds(choice, tmp_path, monkeypatch):
     """Every node of the composed configuration, with the arguments that run.py wires in, and a forward pass or step."""

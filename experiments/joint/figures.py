@@ -1,103 +1,230 @@
-"""The figures of this folder, from finished sweeps in multirun/ and the runs `frozen` and `one_go` in runs/.
+"""The tables and figures of this folder, from finished sweeps in multirun/ and the runs `frozen` and `one_go` in runs/.
 
-`python experiments/joint/figures.py [--root FOLDER]`, FOLDER being where multirun/ and runs/ are.
+`python experiments/joint/figures.py [--root FOLDER]`, FOLDER being where multirun/ and runs/ are. What of them is not
+there is left out.
 """
 
 import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from math import isqrt
 from pathlib import Path
+from statistics import fmean, stdev
+from typing import NamedTuple
 
+import numpy as np
+import yaml
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from ncdd.distill import SyntheticSet
-from ncdd.report.folder import Summary, job_folders, job_overrides, read_summary
+from ncdd.report.folder import Summary, job_folders, job_overrides, read_metrics, read_summary
 from ncdd.report.style import DPI, MEDIUM, MUTED, OKABE_ITO, new_figure, plain_axes
 
 HERE = Path(__file__).parent
 ARMS = {
-    "vs_kip": "KIP",
     "vs_random": "random real images",
-    "vs_kmeans": "class means",
+    "vs_herding": "herding",
+    "vs_kmeans": "k-means centres",
+    "vs_joint_literal": "joint, literal",
+    "vs_kip": "KIP",
+    "vs_kip_labels": "KIP, learned labels",
+    "vs_unrolled": "unrolled, 5 steps",
+    "vs_joint_unroll": "joint, unroll",
     "vs_frepo": "FRePo",
+    "vs_frepo_labels": "FRePo, learned labels",
+    "vs_joint_krr": "joint, krr_etf",
+    "vs_dc": "DC",
     "vs_dsa": "DSA",
     "vs_dm": "DM",
-    "vs_joint": "joint, ETF",
+    "vs_joint_means": "joint, means",
+    "vs_joint": "joint, ncc",
+    "vs_kmeans_parts": "k-means, four parts",
+    "vs_dm_parts": "DM, four parts",
+    "vs_joint_parts": "joint, ncc, four parts",
 }
-Job = tuple[dict[str, str], Summary, Path]
+NETWORKS = {
+    "test/accuracy": "plain",
+    "test/accuracy_augmented": "augmented",
+    "test/accuracy_mlp": "MLP, plain",
+    "test/accuracy_lenet": "LeNet, plain",
+}
+OWN = ("test/krr_accuracy", "test/ncc_accuracy")
+
+
+class Job(NamedTuple):
+    """A finished run of a sweep."""
+
+    overrides: dict[str, str]
+    summary: Summary
+    folder: Path
+
+    @property
+    def final(self) -> dict[str, float]:
+        return self.summary["final"]
+
+    @property
+    def networks(self) -> int:
+        """That each of its numbers on test is of."""
+        return yaml.safe_load((self.folder / "config.yaml").read_text())["callbacks"]["distilled"]["final_networks"]
+
+
+class Number(NamedTuple):
+    """Mean and standard deviation (n - 1) over n networks of all distillation seeds, and over the seeds' own means."""
+
+    mean: float
+    std: float
+    n: int
+    of_seeds: float | None
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} ± {100 * self.std:.1f}"
 
 
 def jobs(sweep: Path) -> list[Job]:
-    """Overrides, numbers and folder of every finished job."""
+    """Every finished job; none where there is no such sweep."""
     found = [(folder, read_summary(folder)) for folder in job_folders(sweep) if (folder / "DONE").exists()]
-    return [(job_overrides(folder, summary), summary, folder) for folder, summary in found]
+    return [Job(job_overrides(folder, summary), summary, folder) for folder, summary in found]
 
 
-def numbers(of_age: list[Job], of_arms: list[Job], inverted: list[Job], runs: Path) -> Figure:
-    """Accuracy of fresh networks against the collapse of those that taught the images, and of every method."""
-    figure = new_figure(9.5, 3.4)
-    left, right = figure.subplots(1, 2)
-    for colour, blocks, label in ((OKABE_ITO[0], "False", "the features"), (OKABE_ITO[1], "True", "every block too")):
-        mine = [s["final"] for o, s, _ in of_age if o["method.match_blocks"].lower() == blocks.lower()]
-        bars([f["train/nc1_pinv"] for f in mine], mine, left, colour, label)
-    one = read_summary(runs / "one_go")["final"]
-    bars([one["train/nc1_pinv"]], [one], left, OKABE_ITO[4], "one network, trained to the end")
-    frozen = read_summary(runs / "frozen")["final"]["train/nc1_pinv"]
-    bars([frozen] * len(inverted), [s["final"] for _, s, _ in inverted], left, OKABE_ITO[2], "inverted, frozen network")
-    left.set_xlim(1.75, 0.2)
-    left.set_xlabel("NC1 of the network on real images; collapse is to the right", fontsize=MEDIUM)
-    left.set_ylabel("accuracy of fresh networks, %", fontsize=MEDIUM)
-    left.legend(frameon=False, fontsize=MEDIUM)
-    finals = {o["recipe"]: s["final"] for o, s, _ in of_arms if o["distill.images_per_class"] == "1"}
-    known = [arm for arm in ARMS if arm in finals]
-    for offset, name, colour, label in (
-        (-0.2, "test/accuracy", MUTED, "plain"),
-        (0.2, "test/accuracy_augmented", OKABE_ITO[0], "augmented"),
-    ):
-        right.barh(
-            [i + offset for i in range(len(known))],
-            [100 * finals[arm][name] for arm in known],
+def by_arm(sweep: Sequence[Job], images_per_class: str) -> dict[str, list[Job]]:
+    """The jobs of each arm, one a seed, in the order of ARMS."""
+    found = defaultdict(list)
+    for job in sweep:
+        if job.overrides["distill.images_per_class"] == images_per_class:
+            found[job.overrides["recipe"]].append(job)
+    return {arm: found[arm] for arm in ARMS if arm in found}
+
+
+def over_networks(seeds: Sequence[Job], metric: str) -> Number:
+    """All networks together, from the mean and the deviation that those of each seed have left."""
+    means, counts = [job.final[metric] for job in seeds], [job.networks for job in seeds]
+    mean, n = fmean(means, counts), sum(counts)
+    within = sum((count - 1) * job.final[f"{metric}_std"] ** 2 for job, count in zip(seeds, counts, strict=True))
+    between = sum(count * (m - mean) ** 2 for m, count in zip(means, counts, strict=True))
+    return Number(mean, ((within + between) / (n - 1)) ** 0.5, n, stdev(means) if len(means) > 1 else None)
+
+
+def table(arms: dict[str, list[Job]]) -> str:
+    """Markdown: a row an arm; `own` is what the method's own predictor makes of the set."""
+    head = ["", "iterations", "CPU s", "n", *NETWORKS.values(), "std of seeds, augmented", "own"]
+    rows = [head, ["---"] * len(head)]
+    for arm, seeds in arms.items():
+        plain, augmented, *others = (over_networks(seeds, metric) for metric in NETWORKS)
+        steps = seeds[0].summary["steps"]
+        cost = [str(steps), f"{fmean(job.summary['training_cpu_seconds'] for job in seeds):.0f}"]
+        spread = "" if augmented.of_seeds is None else f"{100 * augmented.of_seeds:.1f}"
+        own = [job.final[name] for job in seeds for name in OWN if name in job.final]
+        last = f"{100 * fmean(own):.1f}" if own else ""
+        if steps == 1:
+            cost = ["", ""]  # nothing is learned
+        rows.append([ARMS[arm], *cost, str(plain.n), *map(str, (plain, augmented, *others)), spread, last])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def methods(arms: dict[str, list[Job]]) -> Figure:
+    """Accuracy of fresh networks on ten images of every method."""
+    figure = new_figure(6.5, 0.36 * len(arms) + 0.8)
+    ax = figure.subplots()
+    for offset, metric, colour in ((-0.2, "test/accuracy", MUTED), (0.2, "test/accuracy_augmented", OKABE_ITO[0])):
+        numbers = [over_networks(seeds, metric) for seeds in arms.values()]
+        ax.barh(
+            [place + offset for place in range(len(arms))],
+            [100 * number.mean for number in numbers],
             0.38,
-            xerr=[100 * finals[arm][f"{name}_std"] for arm in known],
+            xerr=[100 * number.std for number in numbers],
             color=colour,
-            label=label,
+            label=NETWORKS[metric],
         )
-    right.set_yticks(range(len(known)), [ARMS[arm] for arm in known])
-    right.set_xlim(25, 95)
-    right.set_xlabel("accuracy of fresh networks on ten images, %", fontsize=MEDIUM)
-    right.legend(frameon=False, fontsize=MEDIUM, loc="lower right")
-    for ax in (left, right):
-        plain_axes(ax)
+    ax.set_yticks(range(len(arms)), [ARMS[arm] for arm in arms])
+    ax.set_xlim(15, 100)
+    ax.set_xlabel("accuracy of fresh networks on ten images, %", fontsize=MEDIUM)
+    ax.legend(frameon=False, fontsize=MEDIUM, loc="lower right")
+    plain_axes(ax)
     return figure
 
 
-def bars(x: list[float], finals: list[dict[str, float]], ax, colour: str, label: str) -> None:
-    """Points with a standard deviation over networks."""
+def compute(arms: dict[str, list[Job]]) -> Figure:
+    """What the set teaches, on validation images, against the CPU time of its iterations, mean over the seeds."""
+    figure = new_figure(6.5, 3.6)
+    ax = figure.subplots()
+    for (arm, seeds), colour in zip(arms.items(), OKABE_ITO, strict=False):
+        curves = [read_metrics(job.folder, axis="step")["val/accuracy"] for job in seeds]
+        second = fmean(job.summary["training_cpu_seconds"] / job.summary["steps"] for job in seeds)
+        worth = np.mean([values for _, values in curves], axis=0)
+        ax.plot(second * curves[0][0], 100 * worth, "o-", color=colour, label=ARMS[arm])
+    ax.set_xlabel("CPU time of the distillation, s", fontsize=MEDIUM)
+    ax.set_ylabel("accuracy of fresh networks, %", fontsize=MEDIUM)
+    ax.legend(frameon=False, fontsize=MEDIUM, loc="lower right")
+    plain_axes(ax)
+    return figure
+
+
+def collapse(of_age: list[Job], inverted: list[Job], runs: Path) -> Figure:
+    """Accuracy of fresh networks against the collapse of those that taught the images."""
+    figure = new_figure(5, 3.4)
+    ax = figure.subplots()
+    for colour, blocks, label in ((OKABE_ITO[0], "false", "the features"), (OKABE_ITO[1], "true", "every block too")):
+        mine = [job.final for job in of_age if job.overrides["method.match_blocks"].lower() == blocks]
+        points([f["train/nc1_pinv"] for f in mine], mine, ax, colour, label)
+    one = read_summary(runs / "one_go")["final"]
+    points([one["train/nc1_pinv"]], [one], ax, OKABE_ITO[4], "one network, trained to the end")
+    frozen = read_summary(runs / "frozen")["final"]["train/nc1_pinv"]
+    points([frozen] * len(inverted), [job.final for job in inverted], ax, OKABE_ITO[2], "inverted, frozen network")
+    ax.set_xlim(1.75, 0.2)
+    ax.set_xlabel("NC1 of the network on real images; collapse is to the right", fontsize=MEDIUM)
+    ax.set_ylabel("accuracy of fresh networks, %", fontsize=MEDIUM)
+    ax.legend(frameon=False, fontsize=MEDIUM)
+    plain_axes(ax)
+    return figure
+
+
+def points(x: list[float], finals: list[dict[str, float]], ax: Axes, colour: str, label: str) -> None:
+    """With a standard deviation over networks."""
     y, std = ([100 * f[f"test/accuracy_augmented{end}"] for f in finals] for end in ("", "_std"))
     ax.errorbar(x, y, std, fmt="o", capsize=2, color=colour, label=label)
 
 
 def images(rows: dict[str, Path]) -> Figure:
-    """Ten images a row, one a class."""
+    """Ten images a row, one a class; of a set with four smaller ones in the place of each, these side by side."""
     figure = new_figure(6.5, 0.52 * len(rows))
     axes = figure.subplots(len(rows), 10, squeeze=False, gridspec_kw={"hspace": 0.02, "wspace": 0.02})
     for line, (label, folder) in zip(axes, rows.items(), strict=True):
-        pixels = SyntheticSet.load(folder / "distilled.safetensors").pixels()
-        for ax, image in zip(line, pixels.numpy(), strict=True):
-            ax.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255)
+        pixels = SyntheticSet.load(folder / "distilled.safetensors").pixels().numpy()
+        for ax, image in zip(line, tiled(pixels, isqrt(len(pixels) // 10)), strict=True):
+            ax.imshow(image, cmap="gray", vmin=0, vmax=255)
             ax.set_axis_off()
         line[0].text(-0.15, 0.5, label, transform=line[0].transAxes, ha="right", va="center", fontsize=MEDIUM)
     return figure
 
 
+def tiled(pixels: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
+    """(10 side^2, 1, H, W), by class -> (10, H, W): those of a class in rows and columns, each as small as it was."""
+    height, width = pixels.shape[2:]
+    parts = pixels.reshape(10, side, side, height // side, side, width // side, side).mean((4, 6))
+    return parts.transpose(0, 1, 3, 2, 4).reshape(10, height, width)
+
+
+def main(root: Path) -> None:
+    age, arms, way, inverted = (
+        jobs(root / "multirun" / name) for name in ("joint_age", "joint_vs_all", "joint_compute", "joint_invert")
+    )
+    for per_class in ("1", "10"):
+        if found := by_arm(arms, per_class):
+            print(f"\n{per_class} a class\n\n{table(found)}")
+    if ten := by_arm(arms, "1"):
+        methods(ten).savefig(HERE / "methods.png", dpi=DPI)
+        rows = {ARMS[arm]: seeds[0].folder for arm, seeds in ten.items()}
+        rows |= {f"inverted, {job.overrides['distill.init']}": job.folder for job in inverted}
+        images(rows).savefig(HERE / "sets.png", dpi=DPI)
+    if found := by_arm(way, "1"):
+        compute(found).savefig(HERE / "compute.png", dpi=DPI)
+    if age and inverted:
+        collapse(age, inverted, root / "runs").savefig(HERE / "collapse.png", dpi=DPI)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=Path, default=Path(), help="folder of multirun/ and runs/")
-    root = parser.parse_args().root
-    age, arms, objectives, inverted = (
-        jobs(root / "multirun" / name) for name in ("joint_age", "joint_vs_all", "joint_objectives", "joint_invert")
-    )
-    numbers(age, arms, inverted, root / "runs").savefig(HERE / "joint.png", dpi=DPI)
-    folders = {o["recipe"]: folder for o, _, folder in arms if o["distill.images_per_class"] == "1"}
-    shown = {ARMS[arm]: folders[arm] for arm in ARMS if arm in folders}
-    shown |= {f"joint, {o['objective']}": folder for o, _, folder in objectives if o["objective"] == "literal"}
-    shown |= {f"inverted, {o['distill.init']}": folder for o, _, folder in inverted}
-    images(shown).savefig(HERE / "sets.png", dpi=DPI)
+    main(parser.parse_args().root)

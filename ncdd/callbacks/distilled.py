@@ -6,8 +6,10 @@ import logging
 import math
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from matplotlib.figure import Figure
 from ncdd.callbacks.wandb import WandbLogger
 from ncdd.data.seeding import fold_in
 from ncdd.distill import SyntheticSet
-from ncdd.distill.evaluate import TEST, Protocol, best_protocol, evaluate
+from ncdd.distill.compute import Cost, hardware, measured
+from ncdd.distill.evaluate import TEST, NewNetwork, Protocol, best_protocol, evaluate, fresh_networks
+from ncdd.models.network import Body, Head, network_of
 from ncdd.report.images import animate, grid_figure, save_grid
 from ncdd.runfolder import SET
 
@@ -35,6 +39,9 @@ class DistilledSet(pl.Callback):
     final_networks, final: at the end, name of the metric -> protocol: `test/NAME` and `test/NAME_std`. None is
         left out.
     tune: field of a protocol -> values, of which each of `final` takes those that do best on the validation split.
+    own_steps: networks take the steps of a step-wise set, as it is meant; False: they are trained by the protocols, as
+        on any other set.
+    architectures: name -> further networks that the first of `final` trains, with `head`: `test/NAME_ARCHITECTURE`.
 
     In the run's folder: distilled.safetensors and, unless `Record` is told to draw no figures,
     figures/distilled/step_*.png and figures/distilled.webp.
@@ -52,19 +59,27 @@ class DistilledSet(pl.Callback):
         final_networks: int,
         final: Mapping[str, Protocol | None],
         tune: Mapping[str, Sequence[float]] | None,
+        own_steps: bool,
+        architectures: Mapping[str, Body],
+        head: Head,
     ) -> None:
         self.seed, self.monitor = seed, monitor
         self.networks, self.protocol = networks, protocol
         self.final_networks, self.final, self.tune = final_networks, final, tune
+        self.own_steps, self.architectures, self.head = own_steps, architectures, head
         self.best: float | None = None
         self.kept = 0  # the iteration whose set is in the file
         self.seconds = 0.0  # of all evaluations, over all resumptions
+        self.cost: Cost | None = None  # of all epochs, over all resumptions
+        self._epoch = ExitStack()  # closes when the last step of an epoch is done
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "kept": self.kept, "seconds": self.seconds}
+        cost = None if self.cost is None else asdict(self.cost)
+        return {"best": self.best, "kept": self.kept, "seconds": self.seconds, "cost": cost}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.kept, self.seconds = state_dict["best"], state_dict["kept"], state_dict["seconds"]
+        self.cost = None if state_dict["cost"] is None else Cost(**state_dict["cost"])
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let the Trainer end by its epochs, and the last of them here.
@@ -75,6 +90,8 @@ class DistilledSet(pl.Callback):
         if self.iterations > 0 and draws:
             trainer.fit_loop.epoch_loop.max_steps = -1
             trainer.fit_loop.max_epochs = math.ceil(self.iterations / draws[1])
+        for new_network in self._others(trainer).values():
+            fresh_networks(new_network, 1, seed=self.seed)  # what cannot read these images says so before hours passed
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -86,7 +103,12 @@ class DistilledSet(pl.Callback):
         if trainer.global_step == 0:
             self._look(trainer, pl_module, epochs=0)
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._of_epoch = self._epoch.enter_context(measured(pl_module.device))
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._epoch.close()
+        self.cost = self._of_epoch if self.cost is None else self.cost + self._of_epoch
         values = self._look(trainer, pl_module, epochs=trainer.current_epoch + 1)
         pl_module.log_dict(values, logger=False, prog_bar=True)
 
@@ -124,11 +146,12 @@ class DistilledSet(pl.Callback):
         if self.networks:
             found = evaluate(
                 synthetic,
-                method.held_out(),
+                self._judges(method),
                 loader,
                 networks=self.networks,
                 seed=self.seed,
                 protocol=self.protocol,
+                own_steps=self.own_steps,
                 device=method.device,
             )
             values = {**found.named("accuracy"), **values}
@@ -138,24 +161,22 @@ class DistilledSet(pl.Callback):
         """Test the best set, and put the pictures together; what the run's summary says of the set.
 
         distilled: names of its numbers on test, without their split.  kept: the iteration that it is of.
-        evaluation_seconds: wall time of all evaluations.
+        evaluation_seconds: wall time of all evaluations.  training_seconds, training_cpu_seconds, training_memory_mb:
+        of the iterations alone, see `Cost`.
         """
         folder, began = Path(trainer.default_root_dir), time.monotonic()
         synthetic = SyntheticSet.load(folder / SET)
         loader = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
         values = {f"test/{name}": value for name, value in method.measure(synthetic, loader).items()}
-        for name, protocol in self.final.items() if self.final_networks else ():
-            if protocol is None:
-                continue
-            if self.tune:
-                protocol = self._tuned(trainer, method, synthetic, protocol)
+        for name, protocol, new_network in self._finals(trainer, method, synthetic) if self.final_networks else ():
             found = evaluate(
                 synthetic,
-                method.held_out(),
+                new_network,
                 loader,
                 networks=self.final_networks,
                 seed=fold_in(self.seed, TEST),
                 protocol=protocol,
+                own_steps=self.own_steps,
                 device=method.device,
             )
             log.info("%s on test: %s, %d steps; %s", name, found, found.steps, found.cost)
@@ -167,11 +188,38 @@ class DistilledSet(pl.Callback):
             grids = sorted((folder / "figures" / "distilled").glob("step_*.png"))
             animate(grids, folder / "figures" / "distilled.webp")
         self.seconds += time.monotonic() - began
+        cost = self.cost or Cost(hardware(method.device))
         return {
             "distilled": [name.removeprefix("test/") for name in values],
             "kept": self.kept,
             "evaluation_seconds": round(self.seconds, 3),
+            "training_seconds": round(cost.seconds, 3),
+            "training_cpu_seconds": round(cost.cpu_seconds, 3),
+            "training_memory_mb": None if cost.memory is None else round(cost.memory / 1e6, 1),
         }
+
+    def _finals(
+        self, trainer: pl.Trainer, method: Any, synthetic: SyntheticSet
+    ) -> Iterator[tuple[str, Protocol, NewNetwork]]:
+        """Name of the metric, protocol and networks of each test at the end."""
+        others = self._others(trainer)
+        for name, protocol in self.final.items():
+            if protocol is None:
+                continue
+            protocol = self._tuned(trainer, method, synthetic, protocol) if self.tune else protocol
+            yield name, protocol, self._judges(method)
+            yield from ((f"{name}_{other}", protocol, new_network) for other, new_network in others.items())
+            others = {}  # by the first one only
+
+    def _judges(self, method: Any) -> NewNetwork:
+        """What the set is judged by: the networks kept for its own steps or, without these, the method's judges."""
+        return method.held_out() if self.own_steps else method.judges()
+
+    def _others(self, trainer: pl.Trainer) -> dict[str, NewNetwork]:
+        """Fresh networks of the further architectures, for the data."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        shape = {"in_channels": data.in_channels, "image_size": data.image_size, "num_classes": data.num_classes}
+        return {name: partial(network_of, body, self.head, **shape) for name, body in self.architectures.items()}
 
     def _tuned(self, trainer: pl.Trainer, method: Any, synthetic: SyntheticSet, protocol: Protocol) -> Protocol:
         """The protocol with the best of the values that are tried."""
@@ -179,7 +227,7 @@ class DistilledSet(pl.Callback):
         if not loader:
             raise ValueError("callbacks.distilled.tune: needs a validation split, dataset.val_fraction above 0, or {}")
         options = {"networks": max(1, self.networks), "seed": self.seed, "device": method.device}
-        return best_protocol(synthetic, method.held_out(), loader, protocol, self.tune or {}, **options)
+        return best_protocol(synthetic, self._judges(method), loader, protocol, self.tune or {}, **options)
 
     def _described(self, method: Any, folder: Path) -> SyntheticSet:
         """The method's set, with how it was made."""

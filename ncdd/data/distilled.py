@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ncdd.data import folders, sources
 from ncdd.data.images import Images, Normalisation, Source
-from ncdd.data.whitening import Whitening
+from ncdd.data.whitening import Whitening, unpacked
 
 _log = logging.getLogger(__name__)
 _NPZ_KEYS = (("images", "labels"), ("image", "label"))  # KIP's, FRePo's
@@ -89,9 +89,13 @@ def normalisation_of(metadata: dict[str, Any]) -> Normalisation | None:
 
 def whitening_of(tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Whitening | None:
     """The ZCA transform of a file's images, where it holds one."""
-    if "zca_matrix" not in tensors:
+    if "zca_upper" in tensors:
+        matrix = unpacked(tensors["zca_upper"])
+    elif "zca_matrix" in tensors:
+        matrix = tensors["zca_matrix"].double()
+    else:
         return None
-    return Whitening(matrix=tensors["zca_matrix"], mean=tensors["zca_mean"], norm=metadata.get("zca_norm"))
+    return Whitening(matrix=matrix, mean=tensors["zca_mean"], norm=metadata.get("zca_norm"))
 
 
 def channels_first(images: Tensor) -> Tensor:

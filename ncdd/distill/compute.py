@@ -1,4 +1,4 @@
-"""What a computation costs: wall time, peak memory, and the hardware that it ran on."""
+"""What a computation costs: wall time, time of the CPU, peak memory, and the hardware that it ran on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,20 @@ import torch
 
 @dataclass
 class Cost:
-    """seconds: wall time.  memory: peak bytes, None where the system does not tell.  hardware: in words."""
+    """One computation's, or the sum of several, one after the other.
+
+    hardware: in words.  seconds: wall time.  memory: peak bytes, None where the system does not tell.
+    cpu_seconds: of this process, all threads together: what other work on the machine changes least.
+    """
 
     hardware: str
     seconds: float = 0.0
     memory: int | None = None
+    cpu_seconds: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        memory = max((m for m in (self.memory, other.memory) if m is not None), default=None)
+        return Cost(self.hardware, self.seconds + other.seconds, memory, self.cpu_seconds + other.cpu_seconds)
 
     def __str__(self) -> str:
         memory = "" if self.memory is None else f"{self.memory / 1e6:,.0f} MB, "
@@ -32,7 +41,7 @@ def measured(device: torch.device | str) -> Iterator[Cost]:
     Memory is what tensors held at most on a GPU, and what the whole process held at most on a CPU (Linux only).
     """
     device = torch.device(device)
-    cost, start = Cost(hardware(device)), time.perf_counter()
+    cost, start, cpu_start = Cost(hardware(device)), time.perf_counter(), time.process_time()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -41,7 +50,7 @@ def measured(device: torch.device | str) -> Iterator[Cost]:
     yield cost
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    cost.seconds = time.perf_counter() - start
+    cost.seconds, cost.cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     cost.memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident_peak()
 
 

@@ -9,8 +9,10 @@ import copy
 import itertools
 import logging
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Generic, Literal, TypeVar
 
 import torch
@@ -46,7 +48,8 @@ class Protocol:
     """How a network is trained on a synthetic set; the default is the DC family's (Zhao et al. 2021).
 
     epochs, batch_size: batches of all images in a new order each epoch; where `steps` is given, so many batches.
-    schedule: "step" (times 0.1 after half the steps), "cosine" (to 0) or "constant", behind `warmup` linear steps.
+    schedule: "step" (times 0.1 after half the steps), "cosine" or "constant", behind `warmup` linear steps.
+    final:    the fraction of the learning rate at which "cosine" ends.
     loss:     "cross_entropy", or "mse": half the squared error against the labels, or one-hot - 1/K for hard ones.
     augment:  one draw a batch.
     """
@@ -60,6 +63,7 @@ class Protocol:
     steps: int | None = None
     schedule: Literal["step", "cosine", "constant"] = "step"
     warmup: int = 0
+    final: float = 0.0
     loss: Literal["cross_entropy", "mse"] = "cross_entropy"
     augment: DiffAugment | None = None
 
@@ -68,6 +72,8 @@ class Protocol:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(allowed)}")
+        if not 0 <= self.final <= 1:
+            raise ValueError(f"final={self.final}: a fraction of the learning rate, from 0 to 1, is needed")
         for name in ("batch_size", "epochs", "steps"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise ValueError(f"{name}={number}: a number >= 1 is needed")
@@ -81,9 +87,8 @@ class Protocol:
         if step < self.warmup:
             return (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, total - self.warmup)
-        return {"step": 0.1 if 2 * step >= total else 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * done))}.get(
-            self.schedule, 1.0
-        )
+        cosine = self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * done))
+        return {"step": 0.1 if 2 * step >= total else 1.0, "cosine": cosine}.get(self.schedule, 1.0)
 
 
 @dataclass(frozen=True)
@@ -219,9 +224,7 @@ def baselines(
 def merged(evaluations: Sequence[Evaluation]) -> Evaluation:
     """One result of all networks, for several draws of one method; they have trained for as many steps."""
     accuracies = tuple(accuracy for evaluation in evaluations for accuracy in evaluation.accuracies)
-    costs = [evaluation.cost for evaluation in evaluations]
-    memory = max((cost.memory for cost in costs if cost.memory is not None), default=None)
-    cost = Cost(costs[0].hardware, sum(cost.seconds for cost in costs), memory)
+    cost = reduce(operator.add, (evaluation.cost for evaluation in evaluations))
     further = tuple(numbers for evaluation in evaluations for numbers in evaluation.further)
     return Evaluation(accuracies, evaluations[0].steps, cost, further)
 

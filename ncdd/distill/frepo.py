@@ -1,4 +1,4 @@
-"""FRePo's objective: ridge regression on a network's features (Zhou, Nezhadarya & Ba 2022, arXiv 2206.00719).
+"""FRePo's step: ridge regression on a network's features (Zhou, Nezhadarya & Ba 2022, arXiv 2206.00719, algorithm 1).
 
 Legend: n synthetic images, B real ones, D features, C classes. Targets are one-hot minus 1/C.
 """
@@ -6,7 +6,6 @@ Legend: n synthetic images, B real ones, D features, C classes. Targets are one-
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from ncdd.distill.pool import NetworkPool
 from ncdd.distill.regression import centred
 from ncdd.kernels import ridge
 
+Labelled = tuple[Tensor, Tensor]  # images (N, C, H, W), labels (N, K)
 DISTIL = 221  # stream of random numbers
 REG = 1e-6  # of the ridge, times the kernel's mean diagonal
 
@@ -63,7 +63,7 @@ def half_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * (outputs - targets).square().sum(1).mean()
 
 
-def mirrored(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def mirrored(images: Tensor, labels: Tensor) -> Labelled:
     """The images (n, C, H, W) and their mirror images, with the labels of both: 2n."""
     return torch.cat([images, images.flip(3)]), torch.cat([labels, labels])
 
@@ -99,6 +99,46 @@ def online_loss(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return half_squared_error(network(images.contiguous(memory_format=torch.channels_last)), labels)
 
 
+# ---------------------------------------------------------------- a step: the set takes a gradient, the network learns
+
+
+def set_loss(
+    network: nn.Module,
+    synthetic: Labelled,
+    real: Labelled,
+    *,
+    reg: float,
+    use_flip: bool,
+    chunk: int,
+    cast: torch.dtype | None = None,
+    features: Callable[[nn.Module, Tensor], Tensor] = features,
+) -> MetaLoss:
+    """What the set minimises: the regression, on a network's features, from it to real images.
+
+    synthetic: images (n, C, H, W) and labels (n, K).  real: of a batch, with targets (B, K).
+    use_flip: from the mirror images too.  chunk, cast: of the real images' features, see `constant_features`.
+    """
+    of_real = constant_features(network, real[0], chunk=chunk, cast=cast, features=features)
+    images, labels = mirrored(*synthetic) if use_flip else synthetic
+    return meta_loss(features(network, images), labels, of_real, real[1], reg=reg)
+
+
+def online_step(
+    pool: NetworkPool,
+    index: int,
+    synthetic: Labelled,
+    *,
+    most: int,
+    loss: Callable[[nn.Module, Tensor, Tensor], Tensor] = online_loss,
+) -> None:
+    """Train network `index` by one step on the set as it is now, or on `most` of its images drawn at random."""
+    images, labels = (tensor.detach() for tensor in synthetic)
+    if len(images) > most:
+        rows = torch.randperm(len(images))[:most].to(images.device)
+        images, labels = images[rows], labels[rows]
+    pool.advance(index, lambda network: loss(network, images, labels))
+
+
 # ---------------------------------------------------------------- a set by one call
 
 
@@ -113,15 +153,18 @@ def distil(
     iterations: int,
     lr: float,
     batch_size: int,
+    reg: float,
     use_flip: bool,
+    online_images: int,
     chunk: int,
     seed: int,
-) -> tuple[Tensor, Tensor]:
+) -> Labelled:
     """Learn `per_class` images (n, C, H, W) for each class that occurs, and labels (n, C): FRePo in a plain loop.
 
     For programs that learn many small sets; `ncdd.methods.frepo.FRePo` learns one set, with all that a run has.
     images (N, C, H, W), classes (N,) int64, of num_classes: real ones, on the device where the work is done.
-    pool: factory of the `NetworkPool`, given new_network.  lr: LAMB's, falling to a tenth.  use_flip: see `mirrored`.
+    pool: factory of the `NetworkPool`, given new_network.  lr: LAMB's, falling to a tenth.
+    reg, use_flip, chunk: see `set_loss`.  online_images: the most that a network is trained on in one step.
     All that is drawn is by `seed`. Raises ValueError where a class has fewer images than per_class.
     """
     with torch.random.fork_rng():
@@ -135,19 +178,17 @@ def distil(
             rows = rows or list(torch.randperm(len(images)).to(images.device).split(batch_size))
             batch = rows.pop()
             index = networks.draw()
-            network = networks.networks[index]
-            real = constant_features(network, images[batch], chunk=chunk)
-            targets = centred(classes[batch], num_classes, real.dtype)
-            of_set, labels = mirrored(x, y) if use_flip else (x, y)
+            real = images[batch], centred(classes[batch], num_classes, images.dtype)
+            value = set_loss(networks.networks[index], (x, y), real, reg=reg, use_flip=use_flip, chunk=chunk)
             optimizer.zero_grad()
-            sum(meta_loss(features(network, of_set), labels, real, targets)).backward()  # type: ignore[union-attr]
+            (value.kernel + value.label).backward()
             optimizer.step()
             schedule.step()
-            networks.advance(index, partial(online_loss, images=x.detach(), labels=y.detach()))
+            online_step(networks, index, (x, y), most=online_images)
     return x.detach(), y.detach()
 
 
-def _first(images: Tensor, classes: Tensor, num_classes: int, per_class: int) -> tuple[Tensor, Tensor]:
+def _first(images: Tensor, classes: Tensor, num_classes: int, per_class: int) -> Labelled:
     """Real images of each class that occurs, and their first labels, as leaves."""
     names, order, counts = classes.cpu().unique(return_inverse=True, return_counts=True)
     if counts.min() < per_class:

@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 from ncdd.data.distilled import STEPWISE, channels_first, normalisation_of, read, whitening_of
 from ncdd.data.images import Normalisation
 from ncdd.data.pixels import denormalise, normalise
-from ncdd.data.whitening import Whitening
+from ncdd.data.whitening import Whitening, packed
 from ncdd.distill.unrolled import Adam, GradientDescent
 from ncdd.runfolder import replacing
 
@@ -129,7 +129,7 @@ class SyntheticSet(Dataset[tuple[Tensor, Tensor]]):
         named = {"images": self.images.float(), "labels": self.labels, "step_sizes": self.step_sizes}
         named |= {"order": self.order}
         if self.whitening is not None:
-            named |= {"zca_matrix": self.whitening.matrix, "zca_mean": self.whitening.mean}
+            named |= {"zca_upper": packed(self.whitening.matrix), "zca_mean": self.whitening.mean}
         tensors = {name: t.detach().cpu().contiguous() for name, t in named.items() if t is not None}
         if self.stepwise:
             _say_stepwise(Path(path))

@@ -14,18 +14,47 @@ from torch import Tensor
 
 from .network import Kernel, Variances
 
-CHUNK = 1700  # images at one time: what Python costs is lost in the products, and on a CPU a cache holds them
+CHUNK = 5000  # images at one time, where there is no gradient to find
+CACHED = 5 * 2**20  # bytes of them where there is, on a CPU
 
 
 def ridge(K: Tensor, y: Tensor, *, reg: float, relative: bool = True) -> Tensor:
-    """``(K + l I)^-1 y`` (n, C) from the support's kernel (n, n) and its labels (n, C), in their dtype. Differentiable.
+    """``(K + l I)^-1 y`` (n, C) from the support's kernel (n, n) and its labels (n, C), in their dtype.
 
-    ``l = reg tr(K) / n`` where relative, else ``l = reg``. Solved by Cholesky in float64, whatever K is in: an error of
-    float32 in the factor would be as large as l. Raises ValueError where K + l I is not positive definite.
+    ``l = reg tr(K) / n`` where relative, else ``l = reg``. Differentiable once, with K taken as symmetric. Solved by
+    Cholesky in float64, whatever K is in: an error of float32 in the factor would be as large as l. Raises ValueError
+    where K + l I is not positive definite.
     """
-    K = K.double()
-    scale = K.diagonal().mean() if relative else K.new_ones(())
-    return torch.cholesky_solve(y.double(), _cholesky(K + reg * scale * _eye(K), reg)).to(y.dtype)
+    coefficients: Tensor = _Ridge.apply(K, y, reg, relative)
+    return coefficients
+
+
+class _Ridge(torch.autograd.Function):
+    """With ``a = (K + l I)^-1 y`` a gradient g by a is ``u = (K + l I)^-1 g`` by y and ``-u a'`` by K + l I."""
+
+    @staticmethod
+    def forward(ctx: Any, K: Tensor, y: Tensor, reg: float, relative: bool) -> Tensor:
+        regularised = K.to(torch.float64, copy=True)
+        diagonal = regularised.diagonal()
+        diagonal += reg * diagonal.mean() if relative else reg
+        factor = _cholesky(regularised, reg)
+        coefficients = torch.cholesky_solve(y.double(), factor)
+        ctx.save_for_backward(factor, coefficients)
+        ctx.by_trace, ctx.dtype = reg / len(K) if relative else 0.0, K.dtype
+        return coefficients.to(y.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        factor, coefficients = ctx.saved_tensors
+        by_y = torch.cholesky_solve(grad.double(), factor)
+        by_K = None
+        if ctx.needs_input_grad[0]:
+            by_K = (by_y @ coefficients.T).neg_()
+            diagonal = by_K.diagonal()
+            diagonal += ctx.by_trace * diagonal.sum()
+            by_K = by_K.to(ctx.dtype)
+        return by_K, by_y.to(grad.dtype), None, None
 
 
 @torch.no_grad()
@@ -57,25 +86,41 @@ def kip_loss(
     """
     wanted = torch.is_grad_enabled() and (support.requires_grad or labels.requires_grad)
     s, t = (z.detach().requires_grad_(wanted and z.requires_grad) for z in (support, labels))
-    chunk = chunk or max(1, min(CHUNK, kernel.pairs_in_memory(x) // len(s)))
-    # what the support alone decides, whose gradients the chunks add up
+    chunk = chunk or _targets_at_once(kernel, s, x)
     K, of_support = kernel.gram(s)
-    shared = (ridge(K, t, reg=reg, relative=relative), *of_support)
-    coefficients, *own = leaves = [value.detach().requires_grad_(value.requires_grad) for value in shared]
+    of_labels = ridge(K, t, reg=reg, relative=relative)
+    known, coefficients = tuple(q.detach() for q in of_support), of_labels.detach()
+    by_coefficients = torch.zeros_like(coefficients)
+    by_support = [torch.zeros_like(z) for z in (s, *known)] if s.requires_grad else []
     loss, predictions = x.new_zeros(()), []
-    for parts in zip(*(z.detach().split(chunk) for z in (x, y, *(variances or ()))), strict=True):
-        x_part, y_part, *known = parts
-        pred = (coefficients.T @ kernel(s, x_part, variances1=tuple(own), variances2=tuple(known))).T
-        part = 0.5 / y.numel() * (pred - y_part).square().sum()
+    for x_part, y_part, *rest in zip(*(z.detach().split(chunk) for z in (x, y, *(variances or ()))), strict=True):
+        K_st, pull = kernel.pullback(s, x_part, known, tuple(rest) or None, wanted=s.requires_grad)
+        pred = (coefficients.T @ K_st).T
+        residual = pred - y_part
+        loss += residual.square().sum()
+        predictions.append(pred)
         if wanted:
-            part.backward()
-        loss += part.detach()
-        predictions.append(pred.detach())
+            by_coefficients.addmm_(K_st, residual)
+        if by_support:
+            for total, part in zip(by_support, pull(coefficients @ residual.T), strict=True):
+                total += part
+    loss *= 0.5 / y.numel()
     if wanted:
-        tracked = [(value, leaf.grad) for value, leaf in zip(shared, leaves, strict=True) if leaf.requires_grad]
-        torch.autograd.backward([value for value, _ in tracked], [grad for _, grad in tracked])
+        tracked = [of_labels, *(of_support if by_support else ())]
+        torch.autograd.backward(tracked, [by_coefficients, *by_support[1:]])
+        if s.grad is not None:
+            s.grad.add_(by_support[0]).div_(y.numel())
+        if t.grad is not None:
+            t.grad.div_(y.numel())
         loss = _Known.apply(loss, s.grad, t.grad, support, labels)
     return loss, torch.cat(predictions)
+
+
+def _targets_at_once(kernel: Kernel, support: Tensor, x: Tensor) -> int:
+    # few enough for a CPU's cache to hold them until the backward pass reads them again; but many beside the support,
+    # which is read, and its gradient added up, for each chunk
+    held = len(x) if x.is_cuda else max(CACHED // (x[0].numel() * x.element_size()), 25 * len(support))
+    return max(1, min(held, kernel.pairs_in_memory(x) // len(support)))
 
 
 class _Known(torch.autograd.Function):

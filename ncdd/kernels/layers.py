@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .pairs import Grid, Whole
 
 State = tuple[Tensor, Tensor | None]
+TINY = {dtype: torch.finfo(dtype).tiny for dtype in (torch.float32, torch.float64)}
+TIP = {dtype: 16 * torch.finfo(dtype).eps for dtype in TINY}
 
 
 def dense(K: Tensor, T: Tensor | None, *, w_std: float, b_std: float, ntk: bool) -> State:
@@ -58,10 +59,15 @@ def relu(K: Tensor, T: Tensor | None, q1: Tensor, q2: Tensor, place: Whole, own:
     derivative by the angle (it is the tip of a cone: zero is one of its subgradients). So is the angle of a place with
     itself, whatever K / s rounds to.
     """
-    tiny = torch.finfo(K.dtype).tiny  # a variance of 0 would have an infinite derivative
-    r1, r2 = place.first(q1.clamp(min=tiny).sqrt()), place.second(q2.clamp(min=tiny).sqrt())
-    state: State = _ReLU.apply(K, T, r1, r2, place.same if own else None)
+    state: State = _ReLU.apply(
+        K, T, place.first(deviation(q1)), place.second(deviation(q2)), place.same if own else None
+    )
     return state
+
+
+def deviation(q: Tensor) -> Tensor:
+    """The square root of a variance; one of 0 would have an infinite derivative."""
+    return q.clamp(min=TINY[q.dtype]).sqrt()
 
 
 class _ReLU(torch.autograd.Function):
@@ -69,38 +75,61 @@ class _ReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, K: Tensor, T: Tensor | None, r1: Tensor, r2: Tensor, same: Tensor | None) -> State:
-        s = r1 * r2
-        cosine = K / s
-        sine = torch.addcmul(K.new_ones(()), cosine, cosine, value=-1)
-        F.threshold(sine, 16 * torch.finfo(K.dtype).eps, 0.0, inplace=True)  # also where rounding took |cosine| above 1
-        if same is not None:
-            sine.masked_fill_(same, 0.0)
-        sine.sqrt_()
-        angle = torch.atan2(sine, cosine)
-        active = torch.add(K.new_tensor(0.5), angle, alpha=-0.5 / pi, out=angle)  # how often both are positive
-        ctx.save_for_backward(T, r1, r2, cosine, sine, active)
+        state, known = relu_forward(K, T, r1, r2, same)
+        ctx.save_for_backward(K, T, *known, r1, r2)
         ctx.set_materialize_grads(False)
-        return (K * active).addcmul_(s, sine, value=0.5 / pi), None if T is None else T * active
+        return state
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_K: Tensor | None, grad_T: Tensor | None) -> tuple[Tensor | None, ...]:
-        T, r1, r2, cosine, sine, active = ctx.saved_tensors
-        dK = dT = ds = None
-        if grad_K is not None:
-            dK, ds = grad_K * active, grad_K * sine
-        if grad_T is not None:
-            dT = grad_T * active
-            # d active / dK = 1 / (2 pi s sin t), or 0 at the tip
-            turn = (grad_T * T).div_(F.threshold(sine, 0.0, inf)).div_(r1 * r2)
-            dK = turn.mul(0.5 / pi) if dK is None else dK.add_(turn, alpha=0.5 / pi)
-            turn.mul_(cosine)
-            ds = turn.neg_() if ds is None else ds.sub_(turn)
-        if ds is None:
+        K, T, height, active, r1, r2 = ctx.saved_tensors
+        if grad_K is None and grad_T is None:
             return (None,) * 5
-        dr1 = (ds * r2).sum_to_size(r1.shape).mul_(0.5 / pi) if ctx.needs_input_grad[2] else None
-        dr2 = (ds * r1).sum_to_size(r2.shape).mul_(0.5 / pi) if ctx.needs_input_grad[3] else None
+        dK, dT, turned = relu_backward(K, T, height, active, grad_K, grad_T)
+        dr1, dr2 = (
+            turned.sum_to_size(r.shape) / (2 * pi * r) if needed else None
+            for r, needed in zip((r1, r2), ctx.needs_input_grad[2:4], strict=True)
+        )
         return dK, dT, dr1, dr2, None
+
+
+def relu_forward(
+    K: Tensor, T: Tensor | None, r1: Tensor, r2: Tensor, same: Tensor | None
+) -> tuple[State, tuple[Tensor, Tensor]]:
+    """`relu` from the deviations r1 and r2, and ``s sin t`` and ``(pi - t) / 2 pi`` for `relu_backward`; no graph.
+
+    Few passes over few arrays: between two products that is what a layer costs.
+    """
+    s = r1 * r2
+    cosine = K / s
+    sine = torch.addcmul(K.new_ones(()), cosine, cosine, value=-1)
+    torch.threshold_(sine, TIP[K.dtype], 0.0)  # also where rounding took |cosine| above 1
+    if same is not None:
+        sine.masked_fill_(same, 0.0)
+    sine.sqrt_()
+    active = torch.atan2(sine, cosine, out=cosine).mul_(-0.5 / pi).add_(0.5)  # how often both are positive
+    height = s.mul_(sine)
+    new_K = torch.mul(K, active, out=sine)
+    new_T = None if T is None else new_K.clone() if T is K else T * active
+    return (new_K.add_(height, alpha=0.5 / pi), new_T), (height, active)
+
+
+def relu_backward(
+    K: Tensor, T: Tensor | None, height: Tensor, active: Tensor, grad_K: Tensor | None, grad_T: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """From the gradients by K' and T', of which one may be None: those by K and T, and 2 pi times that by log s."""
+    if grad_T is None:
+        assert grad_K is not None
+        return grad_K * active, None, grad_K * height
+    assert T is not None
+    dT = grad_T * active
+    # d active / dK = 1 / (2 pi s sin t), or 0 at the tip; and by log s it is -K times that
+    turn = (grad_T * T).div_(torch.threshold(height, 0.0, inf))
+    if grad_K is None:
+        return turn * (0.5 / pi), dT, (turn * K).neg_()
+    dK = torch.add(dT if grad_K is grad_T else grad_K * active, turn, alpha=0.5 / pi)
+    return dK, dT, (grad_K * height).addcmul_(turn, K, value=-1)
 
 
 def erf(K: Tensor, T: Tensor | None, q1: Tensor, q2: Tensor, place: Whole, own: bool) -> State:

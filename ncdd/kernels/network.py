@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from .fused import FullyConnected
 from .layers import ACTIVATIONS, avgpool, conv3x3, dense, spatial_mean
 from .pairs import Grid, Whole, plan
 
@@ -45,6 +46,9 @@ class Kernel:
                 raise ValueError(f"{name} is {value}: it must be at least {least}")
         self.architecture, self.memory = tuple(architecture), memory
         self.weights = {"w_std": w_std, "b_std": b_std}
+        depth = len(self.architecture) // 2
+        fully_connected = self.architecture == ("dense", "relu") * depth + ("dense",)
+        self._fused = FullyConnected(w_std**2, b_std**2, depth) if fully_connected else None
 
     def __repr__(self) -> str:
         return f"Kernel({' '.join(self.architecture)}, {self.weights})"
@@ -66,6 +70,24 @@ class Kernel:
         second = (x2, *(variances2 or self.variances(x2)))
         # BLAS multiplies a few rows by many columns nearly twice as fast as many rows by a few columns
         return self._tiled(first, second, get) if len(x1) <= len(x2) else self._tiled(second, first, get).T
+
+    def pullback(
+        self, x1: Tensor, x2: Tensor, variances1: Variances, variances2: Variances | None = None, *, wanted: bool = True
+    ) -> tuple[Tensor, Callable[[Tensor], Sequence[Tensor]]]:
+        """``kernel(x1, x2)`` without a graph, and the map from a gradient by it to those by x1 and ``variances1``.
+
+        wanted: whether that map is called, once
+        """
+        _check_pair(x1, x2)
+        variances2 = variances2 or self.variances(x2)
+        if self._fused:
+            known = (*variances1, *variances2)
+            K, back = self._fused.pullback(x1.flatten(1), x2.flatten(1), known)
+            return K, lambda grad: [g.view_as(z) for g, z in zip(back(grad), (x1, *variances1), strict=True)]
+        with torch.set_grad_enabled(wanted):
+            leaves = [value.detach().requires_grad_(wanted) for value in (x1, *variances1)]
+            K = self(leaves[0], x2, variances1=tuple(leaves[1:]), variances2=variances2)
+        return K.detach(), lambda grad: torch.autograd.grad(K, leaves, grad)
 
     def gram(self, x: Tensor, get: Get = "ntk") -> tuple[Tensor, Variances]:
         """``kernel(x)`` (N, N) and ``kernel.variances(x)``, for the price of the former."""
@@ -101,6 +123,8 @@ class Kernel:
     def _own(self, x: Tensor, get: Get) -> tuple[Tensor, ...]:
         """The kernel of each image with itself, and its variances: all from covariances (N, ...) instead of (N, N)."""
         _check(x)
+        if self._fused:
+            return self._fused.own(x.flatten(1), _ntk(get))
         place = self._plan(x)[0]
         rows = self._tile(x, 1)[0]
 
@@ -112,6 +136,8 @@ class Kernel:
 
     def _cross(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...], ntk: bool) -> Tensor:
         """(n1, n2) from images and variances of both sides."""
+        if self._fused:
+            return self._fused.cross(first[0].flatten(1), second[0].flatten(1), (*first[1:], *second[1:]), ntk)
         places = self._plan(first[0])
         variances = [(q1[:, None], q2) for q1, q2 in zip(first[1:], second[1:], strict=True)]
         return self._propagate(places[0].covariance(first[0], second[0]), places, ntk, variances)[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Literal
 
 import torch
@@ -16,10 +15,11 @@ from ncdd.distill.frepo import (
     constant_features,
     features,
     first_labels,
-    meta_loss,
     mirrored,
     online_loss,
+    online_step,
     ridge_weights,
+    set_loss,
 )
 from ncdd.distill.pool import NetworkPool
 from ncdd.distill.regression import centred
@@ -34,7 +34,7 @@ class FRePo(Distillation):
     """Ridge regression on a pooled network's features, from the set to real images; then the network learns the set.
 
     One step (arXiv 2206.00719, algorithm 1): a network is drawn from the pool, the set takes the gradient of
-    `ncdd.distill.frepo.meta_loss`, and the network one step of half the squared error on the set as it then is.
+    `ncdd.distill.frepo.set_loss`, and the network one step of half the squared error on the set as it then is.
 
     pool: factory of the `NetworkPool`, given new_network.  batch_size: real images of a step.  reg: of the ridge.
     use_flip: regress from mirror images too; not for digits, nor where twice the images exceed the features.
@@ -100,21 +100,23 @@ class FRePo(Distillation):
     def outer_step(self, batch: Batch) -> Tensor:
         real, classes = batch
         self.drawn = self.pool.draw()
-        network = self.pool.networks[self.drawn]
-        of_real = self.real_features(network, real)
-        images, labels = mirrored(self.images, self.targets) if self.use_flip else (self.images, self.targets)
-        of_set = self.features(network, images)
-        value = meta_loss(of_set, labels, of_real, centred(classes, self.num_classes, real.dtype), reg=self.reg)
+        value = set_loss(
+            self.pool.networks[self.drawn],
+            (self.images, self.targets),
+            (real, centred(classes, self.num_classes, real.dtype)),
+            reg=self.reg,
+            use_flip=self.use_flip,
+            chunk=self.chunk,
+            cast=self.cast,
+            features=self.features,
+        )
         loss = value.kernel + value.label if self.learn_labels else value.kernel
         loss.backward()
         return loss.detach()
 
     def after_update(self, batch: Batch) -> None:
-        images, labels = self.images.detach(), self.targets.detach()
-        if len(images) > self.online_images:
-            rows = torch.randperm(len(images))[: self.online_images].to(images.device)
-            images, labels = images[rows], labels[rows]
-        self.pool.advance(self.drawn, partial(self.online_loss, images=images, labels=labels))
+        set_as_it_is = (self.images, self.targets)
+        online_step(self.pool, self.drawn, set_as_it_is, most=self.online_images, loss=self.online_loss)
 
     def real_features(self, network: nn.Module, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D) without a graph."""

@@ -41,7 +41,7 @@ class FRePoConv(nn.Sequential):
             out = width << block
             conv = nn.Conv2d(channels, out, 3, padding=3 if block == 0 and pad_to_32 else 1)
             lecun_normal_(conv)
-            layers += [conv, nn.ReLU(), nn.AvgPool2d(2)]
+            layers += [conv, nn.ReLU(inplace=True), nn.AvgPool2d(2)]  # the convolution needs its output no more
             channels = out
         self.num_features = channels * (size >> depth) ** 2
         super().__init__(*layers, nn.Flatten())

@@ -6,6 +6,9 @@ from torch import Tensor, nn
 
 from ncdd.models.heads import Linear
 
+Body = Callable[..., nn.Module]  # (in_channels=, image_size=) -> a body with `forward_features` and `num_features`
+Head = Callable[..., nn.Linear]  # (num_features=, num_classes=) -> the last layer
+
 
 class Network(nn.Module):
     """`head(model.forward_features(x))`: (B, C, H, W) -> logits (B, K).
@@ -23,6 +26,12 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.forward_features(x))
+
+
+def network_of(body: Body, head: Head, *, in_channels: int, image_size: int, num_classes: int) -> Network:
+    """A network of an architecture for images and classes like these."""
+    model = body(in_channels=in_channels, image_size=image_size)
+    return Network(model, head(num_features=model.num_features, num_classes=num_classes))
 
 
 def with_learned_head(new_network: Callable[[], Network]) -> Callable[[], Network]:

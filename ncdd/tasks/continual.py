@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,9 +18,11 @@ from ncdd.report.figures import draw
 from ncdd.report.rows import Row, print_rows, write_rows
 from ncdd.tasks.bench import Bench
 from ncdd.tasks.evaluate import real_images
+from ncdd.tasks.kept import described, kept_rows, kept_set
 
 log = logging.getLogger(__name__)
 KEPT = 230  # stream of random numbers
+TABLE = "continual.csv"
 DISTILLED, RANDOM = "distilled", "random"
 
 
@@ -40,7 +43,8 @@ def continual(
         the classes of these.
 
     Beside it stand memories of as many random real images. Writes continual.csv, memory_STEP.safetensors, summary.json
-    and a figure. Raises ValueError where the classes cannot be shared equally.
+    and a figure; a run that was stopped goes on behind the memories and rows that are there. Raises ValueError where
+    the classes cannot be shared equally.
     """
     data = bench.data
     order = class_order(data.num_classes, steps, bench.seed)
@@ -48,11 +52,13 @@ def continual(
     images, classes = real.images, real.labels
     judged = without_batch_norm(bench.new_network)
     memories: dict[str, list[SyntheticSet]] = {DISTILLED: [], RANDOM: []}
-    rows: list[Row] = []
+    rows = kept_rows(bench.folder / TABLE)
+    known = {(row["set"], row["step"]) for row in rows}
     for step, own in enumerate(order):
         member = torch.isin(classes, torch.tensor(own, device=classes.device))
         seed = fold_in(bench.seed, KEPT, step)
-        x, y = distil(
+        learn = partial(
+            distil,
             images[member],
             classes[member],
             num_classes=data.num_classes,
@@ -60,11 +66,13 @@ def continual(
             new_network=bench.new_network,
             seed=seed,
         )
-        memories[DISTILLED].append(described(bench, x, y))
-        memories[DISTILLED][-1].save(bench.folder / f"memory_{step}.safetensors")
+        count = images_per_class * len(own)
+        memories[DISTILLED].append(kept_set(bench, f"memory_{step}.safetensors", count, learn))
         memories[RANDOM].append(described(bench, *some_of_each(images, classes, own, images_per_class, seed)))
         seen = [c for group in order[: step + 1] for c in group]
         for name, parts in memories.items():
+            if (name, step) in known:
+                continue
             found = evaluate(
                 joined(parts),
                 judged,
@@ -76,7 +84,7 @@ def continual(
             )
             log.info("step %d, %d classes, %s memory: %s", step, len(seen), name, found)
             rows.append(row(name, step, len(seen), len(joined(parts)), found))
-    write_rows(bench.folder / "continual.csv", rows)
+            write_rows(bench.folder / TABLE, rows)
     bench.summarise(final(rows))
     if bench.record.figures:
         draw(bench.folder)
@@ -114,18 +122,6 @@ def some_of_each(
         rows.append(own[torch.randperm(len(own), generator=generator)[:count].to(own.device)])
     chosen = torch.cat(rows)
     return images[chosen], labels[chosen]
-
-
-def described(bench: Bench, images: Tensor, labels: Tensor) -> SyntheticSet:
-    data = bench.data
-    return SyntheticSet(
-        images=images.cpu(),
-        labels=labels.cpu(),
-        dataset=data.source_name,
-        class_names=tuple(data.class_names),
-        normalisation=data.normalisation,
-        whitening=data.whitening,
-    )
 
 
 def joined(parts: Sequence[SyntheticSet]) -> SyntheticSet:

@@ -35,7 +35,8 @@ from ncdd.distill.evaluate import baselines as baseline_sets
 from ncdd.distill.evaluate import evaluate as judge
 from ncdd.distill.ranking import Scores, scores, with_hard_labels
 from ncdd.distill.start import read
-from ncdd.models import Network, with_learned_head
+from ncdd.models import with_learned_head
+from ncdd.models.network import Body, Head, network_of
 from ncdd.report.figures import draw
 from ncdd.report.rows import Row, print_rows, write_rows
 from ncdd.tasks.bench import Bench, sample_loader
@@ -44,8 +45,6 @@ log = logging.getLogger(__name__)
 THIS, HARD, REAL = "this_set", "hard_labels", "real_data"
 OWN_STEPS = "own_steps"
 COLLAPSE = ("accuracy", "nc1_pinv", "nc2_etf_M", "nc2_etf_W", "nc3_dual_etf", "nc4_agree_bias")
-Body = Callable[..., Any]  # (in_channels=, image_size=) -> a body with `forward_features` and `num_features`
-Head = Callable[..., nn.Linear]  # (num_features=, num_classes=) -> the last layer
 Further = Callable[[nn.Module], Mapping[str, float]] | None
 Protocols = Mapping[str, Protocol]
 Shared = Mapping[str, Any]  # arguments of all evaluations
@@ -123,7 +122,8 @@ def evaluate(
     data = bench.data
     synthetic = fitting(synthetic, data, trust=trust)
     check_names(baselines=(baselines, CORESETS), cross=(cross, architectures))
-    others = {name: partial(network_of, architectures[name], head, data) for name in cross}
+    shape = {"in_channels": data.in_channels, "image_size": data.image_size, "num_classes": data.num_classes}
+    others = {name: partial(network_of, architectures[name], head, **shape) for name in cross}
     for new_network in others.values():
         new_network()  # what cannot read these images says so before hours have passed
     given = {name: p for name, p in protocols.items() if p is not None}
@@ -335,12 +335,6 @@ def real_sets(
         seed=bench.seed,
         draws=draws,
     )
-
-
-def network_of(body: Body, head: Head, data: ImageDataModule) -> Network:
-    """A network of an architecture for these data."""
-    model = body(in_channels=data.in_channels, image_size=data.image_size)
-    return Network(model, head(num_features=model.num_features, num_classes=data.num_classes))
 
 
 def name_of(bench: Bench) -> str:

@@ -22,13 +22,14 @@ from ncdd.models.frepo_conv import without_batch_norm
 from ncdd.report.figures import draw
 from ncdd.report.rows import Row, print_rows, write_rows
 from ncdd.tasks.bench import Bench, sample_loader
-from ncdd.tasks.continual import described
 from ncdd.tasks.evaluate import check_names, real_images
+from ncdd.tasks.kept import described, kept_rows, kept_set
 
 log = logging.getLogger(__name__)
 CHUNK = 240  # stream of random numbers
 BATCH = 256
 FEWEST = 100
+TABLE = "membership.csv"
 
 
 def membership(
@@ -50,19 +51,21 @@ def membership(
     attacks: names of `ncdd.distill.membership`.
 
     The published code trains its "distilled" networks on the real images that the sets start from; here they are
-    trained on what was learned. Writes membership.csv, distilled_CHUNK.safetensors, summary.json and a figure.
-    Raises ValueError where there are too few images.
+    trained on what was learned. Writes membership.csv, distilled_CHUNK.safetensors, summary.json and a figure; a run
+    that was stopped goes on behind the sets and rows that are there. Raises ValueError where there are too few images.
     """
     data = bench.data
     check_names(attacks=(attacks, ATTACKS))
     check_sizes(data, chunks, members)
     real = real_images(data).to(bench.device)
     others_x, others_y = together(sample_loader(data, "test", members), bench.device)
-    rows: list[Row] = []
+    rows = kept_rows(bench.folder / TABLE)
+    known = {(row["set"], row["chunk"], row["steps"]) for row in rows}
     for chunk in range(chunks):
         part = slice(chunk * members, (chunk + 1) * members)
         x, y = real.images[part], real.labels[part]
-        learned = distil(
+        learn = partial(
+            distil,
             x,
             y,
             num_classes=data.num_classes,
@@ -70,8 +73,9 @@ def membership(
             new_network=bench.new_network,
             seed=fold_in(bench.seed, CHUNK, chunk),
         )
-        sets = {"distilled": described(bench, *learned), "real": described(bench, x, y)}
-        sets["distilled"].save(bench.folder / f"distilled_{chunk}.safetensors")
+        count = images_per_class * len(y.unique())
+        learned = kept_set(bench, f"distilled_{chunk}.safetensors", count, learn)
+        sets = {"distilled": learned, "real": described(bench, x, y)}
         further = partial(
             attacked,
             images=torch.cat([x, others_x]),
@@ -81,11 +85,14 @@ def membership(
             seed=bench.seed,
         )
         for name, synthetic in sets.items():
-            for count in steps:
-                numbers = trained(bench, synthetic, replace(protocol, steps=count), further, fold_in(bench.seed, chunk))
-                rows.append({"set": name, "chunk": chunk, "steps": count, **numbers})
-                log.info("chunk %d, %s, %d steps: %s", chunk, name, count, numbers)
-    write_rows(bench.folder / "membership.csv", rows)
+            for number in steps:
+                if (name, chunk, number) in known:
+                    continue
+                longer = replace(protocol, steps=number)
+                numbers = trained(bench, synthetic, longer, further, fold_in(bench.seed, chunk))
+                rows.append({"set": name, "chunk": chunk, "steps": number, **numbers})
+                log.info("chunk %d, %s, %d steps: %s", chunk, name, number, numbers)
+                write_rows(bench.folder / TABLE, rows)
     means = mean_rows(rows)
     bench.summarise({f"test/{row['set']}_{row['steps']}_{k}": row[k] for row in means for k in row if "auc" in k})
     if bench.record.figures:

@@ -189,7 +189,9 @@ def learn(iterations: int, classes: Tensor, **changes) -> tuple[Tensor, Tensor]:
         "pool": partial(NetworkPool, optimizer=partial(torch.optim.Adam, lr=1e-3), size=2, max_age=5),
         "lr": 1e-2,
         "batch_size": 20,
+        "reg": 1e-6,
         "use_flip": False,
+        "online_images": 1000,
         "chunk": 16,
         "seed": 0,
     }

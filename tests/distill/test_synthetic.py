@@ -31,7 +31,7 @@ def made(**changes) -> SyntheticSet:
 def whitening(norm=None) -> Whitening:
     draw = torch.Generator().manual_seed(2)
     root = torch.randn(25, 25, generator=draw, dtype=torch.float64)
-    matrix = root @ root.T / 25 + torch.eye(25)
+    matrix = (root @ root.T / 25 + torch.eye(25)).float().double()  # as files hold it
     mean = torch.randn(25, generator=draw, dtype=torch.float64)
     return Whitening(matrix=matrix, mean=mean, norm=norm)
 

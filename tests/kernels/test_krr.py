@@ -136,6 +136,12 @@ def test_ridge_is_the_minimum(relative_reg):
     torch.testing.assert_close(predict(fc(2), x, x, exact, chunk=5), y, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("relative_reg", [True, False])
+def test_ridge_derivatives(relative_reg):
+    factor, y = noise(5, 7).requires_grad_(), noise(5, 2, seed=1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda a, b: ridge(a @ a.T, b, reg=0.1, relative=relative_reg), (factor, y))
+
+
 def test_singular_kernels_are_named():
     x = noise(6, 1, 2, 2) * torch.tensor([1.0, 1.0, 0.0, 1.0, 1.0, 1.0]).view(-1, 1, 1, 1)
     with pytest.raises(ValueError, match=r"the 6 x 6 kernel matrix is singular with reg=0: raise reg"):

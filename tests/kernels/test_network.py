@@ -59,6 +59,34 @@ def test_derivatives(name, get):
     assert torch.autograd.gradcheck(lambda a: kernel(a, None, get), (x1,), rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("name", SMALL_NETS)
+def test_pullback(name):
+    kernel, x1, x2 = SMALL_NETS[name], noise(3, 1, 4, 4), noise(5, 1, 4, 4, seed=1)
+    leaves = [value.requires_grad_() for value in (x1, *kernel.variances(x1))]
+    K = kernel(leaves[0], x2, variances1=tuple(leaves[1:]))
+    gradient = noise(*K.shape, seed=2)
+    found, pull = kernel.pullback(leaves[0].detach(), x2, tuple(leaf.detach() for leaf in leaves[1:]))
+    torch.testing.assert_close(found, K.detach(), rtol=1e-14, atol=0)
+    torch.testing.assert_close(tuple(pull(gradient)), torch.autograd.grad(K, leaves, gradient), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("get", ["nngp", "ntk"])
+@pytest.mark.parametrize("b_std", [0.0, 0.1])
+def test_fused_is_layer_by_layer(get, b_std):
+    """Also where angles are 0 or pi, and of black images."""
+    fused, layered = (fc(3, b_std=b_std) for _ in range(2))
+    layered._fused = None
+    x = noise(3, 1, 3, 3)
+    x = torch.cat([x, 2 * x[:1], -x[:1], torch.zeros_like(x[:1])]).requires_grad_()
+    y = torch.cat([x.detach()[1:], noise(4, 1, 3, 3, seed=1)]).requires_grad_()
+    for other in (y, None):
+        inputs = (x,) if other is None else (x, other)
+        values = [kernel(x, other, get) for kernel in (fused, layered)]
+        torch.testing.assert_close(*values, rtol=1e-12, atol=0)
+        gradients = [torch.autograd.grad((noise(*K.shape) * K).sum(), inputs) for K in values]
+        torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("b_std", [0.0, 0.1])
 def test_parallel_and_black_images_have_finite_derivatives(dtype, b_std):

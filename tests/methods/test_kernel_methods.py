@@ -199,9 +199,9 @@ def test_kernels_that_fail_say_what_helps(digits, source_of_twins):
 
 @pytest.fixture
 def source_of_twins() -> ImageDataModule:
-    """Ten classes with the same image."""
+    """Ten classes with the same image, all zeros once it is normalised: every entry of the kernel is the same."""
     images = Images(torch.full((10, 1, 4, 4), 7, dtype=torch.uint8), torch.arange(10))
     twins = Source(images, images, list("abcdefghij"), "twins")
-    data = ImageDataModule(source=twins, mean=[0.5], std=[0.5], batch_size=5, measure_batch_size=5, seed=0)
+    data = ImageDataModule(source=twins, mean=[7 / 255], std=[0.5], batch_size=5, measure_batch_size=5, seed=0)
     data.setup()
     return data

@@ -42,6 +42,9 @@ def test_a_run_leaves_its_set_evaluated_and_drawn(command, tmp_path):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["distilled"] == ["accuracy", "accuracy_std", "accuracy_augmented", "accuracy_augmented_std"]
     assert 0 < summary["evaluation_seconds"] < summary["seconds"]
+    assert 0 < summary["training_seconds"] < summary["seconds"] - summary["evaluation_seconds"]
+    assert summary["training_cpu_seconds"] > 0
+    assert 0 < summary["training_memory_mb"] < 1e5
     assert {"test/accuracy", "test/accuracy_std", "test/accuracy_augmented"} <= summary["final"].keys()
     best = max(float(row["val/accuracy"]) for row in rows if row["val/accuracy"])
     kept = SyntheticSet.load(run / "distilled.safetensors")
@@ -132,8 +135,8 @@ def test_mistakes_are_named_in_one_line(command, overrides, message):
         (["method=label_solve", "distill.learn_labels=false"], "distill.learn_labels=false: method=label_solve leaves"),
         (["method=kip", "objective=dm"], "objective=dm: method=kip has none"),
         (
-            ["method=frepo", "callbacks.distilled.final.accuracy_augmented=null"],
-            "callbacks.distilled.final.accuracy_augmented.augment, which is not there",
+            ["method=frepo", "distill.iterations=1", "callbacks.distilled.protocol=null"],
+            "callbacks.distilled.protocol.augment, which is not there",
         ),
         pytest.param(
             ["trainer=gpu", "model=mlp"],
@@ -202,6 +205,46 @@ def test_a_run_is_named_where_its_set_is_meant(command, tmp_path):
     small = ["task.networks=1", "task.protocols.plain.epochs=2", "model=mlp", "model.width=8"]
     code, _, err = command(*evaluate, *small, none[1], "distilled=set.npz", "hydra.run.dir=out3")
     assert code == 0, err  # without task.trust
+
+
+MLP = "{_target_: ncdd.models.MLP, _partial_: true, width: 128, depth: 3, norm: none, feature_dim: null}"
+
+
+def test_further_architectures_are_judged_as_task_evaluate_judges_them(command, tmp_path):
+    mine = [f"+callbacks.distilled.architectures.mlp={MLP}", "callbacks.distilled.final.accuracy_augmented=null"]
+    code, _, err = command(*DM, *mine, "callbacks.finite=null", "hydra.run.dir=run")  # null: left out
+    assert code == 0, err
+    ours = json.loads((tmp_path / "run/summary.json").read_text())
+    assert ours["distilled"] == ["accuracy", "accuracy_std", "accuracy_mlp", "accuracy_mlp_std"]
+    task = ["task=evaluate", "distilled=run", "task.cross=[mlp]", "task.baselines=[]", "task.real=null"]
+    same = ["task.own=false", "task.protocols.augmented=null", "task.protocols.plain.epochs=10", "task.networks=2"]
+    assert command(*task, *same, "logger=none", "figures=false", "hydra.run.dir=out")[0] == 0
+    theirs = json.loads((tmp_path / "out/summary.json").read_text())["final"]
+    assert ours["final"]["test/accuracy"] == theirs["test/accuracy"]
+    assert ours["final"]["test/accuracy_mlp"] == theirs["cross/mlp/accuracy"]
+
+
+def test_an_architecture_that_cannot_read_the_images_stops_before_training(command, tmp_path):
+    lenet = "+callbacks.distilled.architectures.lenet={_target_: ncdd.models.LeNet, _partial_: true, feature_dim: null}"
+    code, _, err = command(*DM, lenet, "hydra.run.dir=run")
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert (code, "image_size=8: LeNet's two 5x5 convolutions need images of at least 12 pixels" in line) == (1, True)
+    assert not (tmp_path / "run/distilled.safetensors").exists()
+
+
+def test_a_step_wise_set_may_be_judged_as_any_other(command, tmp_path):
+    unrolled = ["method=unrolled", "model=mlp", "model.width=8", "head=linear", "logger=none", "figures=false"]
+    small = ["distill.iterations=2", "distill.every=2", "method.steps=1", "method.sample_nets=1", "method.test_nets=2"]
+    mine = ["callbacks.distilled.networks=0", "callbacks.distilled.own_steps=false", "dataset.val_fraction=0"]
+    protocol = "callbacks.distilled.protocol.epochs=3"
+    code, _, err = command(*unrolled, *small, *mine, protocol, "hydra.run.dir=run")
+    assert code == 0, err
+    ours = json.loads((tmp_path / "run/summary.json").read_text())["final"]
+    task = ["task=evaluate", "distilled=run", "task.cross=[]", "task.baselines=[]", "task.real=null", "task.own=false"]
+    same = ["task.protocols.augmented=null", "task.protocols.plain.epochs=3", "task.networks=2"]
+    assert command(*task, *same, "logger=none", "figures=false", "hydra.run.dir=out")[0] == 0
+    theirs = json.loads((tmp_path / "out/summary.json").read_text())["final"]
+    assert ours["test/accuracy"] == theirs["test/accuracy_plain"] != theirs["test/accuracy"]
 
 
 def test_a_sweep_over_sizes_ends_in_a_table_and_a_figure_of_its_own_numbers(command, tmp_path):

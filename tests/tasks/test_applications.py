@@ -2,13 +2,19 @@
 
 import csv
 import json
+import shutil
+import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ncdd.distill import SyntheticSet
+from ncdd.report.rows import write_rows
 from ncdd.tasks.continual import Seen, class_order, some_of_each
+from ncdd.tasks.kept import kept_rows
 from ncdd.tasks.membership import mean_rows
+from tests.run.conftest import only_run, process  # noqa: F401  the fixture
 
 SMALL = [
     "dataset=digits",
@@ -23,6 +29,11 @@ SMALL = [
     "logger=none",
     "hydra.run.dir=run",
 ]
+CONTINUAL = ["task=continual", "task.images_per_class=2", "task.protocol.steps=60", "task.networks=2"]
+MEMBERSHIP = [
+    "task=membership", "task.images_per_class=1", "task.chunks=2", "task.members=100", "task.steps=[1,200]",
+    "task.attacks=[loss_threshold,logistic_regression]",
+]  # fmt: skip
 
 
 def rows(path) -> list[dict]:
@@ -50,9 +61,16 @@ def test_some_of_each():
     assert len(images.unique()) == 8
 
 
-def test_continual(command, tmp_path):
-    settings = ["task=continual", "task.images_per_class=2", "task.protocol.steps=60", "task.networks=2"]
-    code, _, err = command(*settings, *SMALL)
+def same(folder, whole, *patterns) -> None:
+    """These files byte for byte, and the numbers of the summary."""
+    for path in (path for pattern in patterns for path in whole.glob(pattern)):
+        assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
+    ours, expected = (json.loads((f / "summary.json").read_text())["final"] for f in (folder, whole))
+    assert ours == expected
+
+
+def test_continual(command, process, tmp_path):  # noqa: F811
+    code, _, err = command(*CONTINUAL, *SMALL)
     assert code == 0, err
     found = rows(tmp_path / "run/continual.csv")
     assert [(r["set"], r["step"], r["classes"], r["images"]) for r in found[-2:]] == [
@@ -70,13 +88,27 @@ def test_continual(command, tmp_path):
     assert final["test/random_mean_accuracy"] == pytest.approx(mean)
     assert (tmp_path / "run/figures/continual.png").exists()
 
+    # killed and resumed: what is there is not made again, and the end is as if nothing had happened
+    killed = process(*CONTINUAL, *SMALL[:-1], "figures=false")
+    while not list(tmp_path.glob("runs/*/memory_1.safetensors")):
+        assert killed.poll() is None, killed.stdout.read()
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    folder = only_run(tmp_path)
+    first = folder / "memory_0.safetensors"
+    learned = first.stat().st_mtime_ns
+    assert len(kept_rows(folder / "continual.csv")) < 10
+    code, out, err = command(*CONTINUAL, *SMALL[:-1], "figures=false", "resume=true")
+    assert code == 0, err
+    assert "memory_0.safetensors was learned before" in out
+    assert only_run(tmp_path) == folder
+    assert first.stat().st_mtime_ns == learned
+    same(folder, tmp_path / "run", "continual.csv", "memory_*.safetensors")
+
 
 def test_membership(command, tmp_path):
-    settings = [
-        "task=membership", "task.images_per_class=1", "task.chunks=2", "task.members=100", "task.steps=[1,200]",
-        "task.attacks=[loss_threshold,logistic_regression]",
-    ]  # fmt: skip
-    code, _, err = command(*settings, *SMALL)
+    code, _, err = command(*MEMBERSHIP, *SMALL)
     assert code == 0, err
     found = rows(tmp_path / "run/membership.csv")
     assert [(r["set"], r["chunk"], r["steps"]) for r in found[:4]] == [
@@ -95,6 +127,31 @@ def test_membership(command, tmp_path):
     final = json.loads((tmp_path / "run/summary.json").read_text())["final"]
     assert final["test/real_200_loss_threshold_auc"] == pytest.approx(auc["real"])
     assert (tmp_path / "run/figures/membership.png").exists()
+
+    # stopped behind the first row of the second chunk; another set in the place of one is told apart
+    folder = tmp_path / "runs/stopped"
+    shutil.copytree(tmp_path / "run", folder)
+    for name in ("DONE", "summary.json"):
+        (folder / name).unlink()
+    write_rows(folder / "membership.csv", kept_rows(folder / "membership.csv")[:5])
+    kept = SyntheticSet.load(folder / "distilled_0.safetensors")
+    replace(kept, images=kept.images[:4], labels=kept.labels[:4]).save(folder / "distilled_0.safetensors")
+    resumed = [*MEMBERSHIP, *SMALL[:-1], "figures=false", "resume=true"]
+    code, _, err = command(*resumed)
+    assert code == 1
+    assert "distilled_0.safetensors: images (4, 1, 8, 8) with labels (4, 10) of digits are not what is asked for" in err
+    shutil.copy(tmp_path / "run/distilled_0.safetensors", folder)
+    code, out, err = command(*resumed)
+    assert code == 0, err
+    assert "distilled_1.safetensors was learned before" in out
+    same(folder, tmp_path / "run", "membership.csv", "distilled_*.safetensors")
+
+
+def test_rows_are_read_back_as_they_were(tmp_path):
+    given = [{"set": "real", "step": 3, "n": 1, "accuracy": 1 / 3, "accuracy_std": None}]
+    assert kept_rows(tmp_path / "rows.csv") == []
+    write_rows(tmp_path / "rows.csv", given)
+    assert kept_rows(tmp_path / "rows.csv") == given
 
 
 def test_means_over_chunks():

@@ -141,8 +141,7 @@ def test_it_tests_as_the_run_did_that_made_the_set(command, tmp_path):
         "method=frepo", "model.width=8", "model.depth=2", "head=etf", "distill.iterations=2", "distill.every=2",
         "method.pool.size=2", "method.krr_networks=1", "callbacks.distilled.networks=1",
         "callbacks.distilled.final_networks=2", "callbacks.distilled.final.accuracy_augmented.warmup=5",
-        *(step.replace("final.accuracy.steps", "final.accuracy_augmented.steps") for step in steps), "logger=none",
-        "figures=false", "seed=4",
+        "callbacks.distilled.final.accuracy.warmup=5", *steps, "logger=none", "figures=false", "seed=4",
     ]  # fmt: skip
     code, _, err = command(*made, "hydra.run.dir=run")
     assert code == 0, err
