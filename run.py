@@ -345,6 +345,7 @@ def look(
             folder=run.path,
             trainer=trainer,
             record=record,
+            resume=run.resume,
         )
 
     def synthetic() -> SyntheticSet:
@@ -370,7 +371,7 @@ def fail(error: Exception, run: runfolder.RunFolder | None, sweep: bool) -> None
     if type(error).__name__ == "ProcessRaisedException":  # the traceback of another process; its last line says it
         message = str(error).strip().splitlines()[-1]
     else:
-        message = str(error) if expected else f"{type(error).__name__}: {error}"
+        message = config.one_line(error) if expected else f"{type(error).__name__}: {error}"
     missing = re.search(r"(?:access |key ')([\w.]+)", message)
     if missing and isinstance(error, InterpolationResolutionError):
         message = f"{error.full_key} is that of {missing[1]}, which is not there: set them both"

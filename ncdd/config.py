@@ -159,6 +159,9 @@ def one_line(error: Exception) -> str:
     if isinstance(cause := error.__cause__, OmegaConfBaseException) and "Error merging override" in str(error):
         override = str(error).removeprefix("Error merging override ")
         return f"{override}: {str(cause).splitlines()[0]}"
+    if isinstance(error, OmegaConfBaseException) and "distill.budget" in str(error):
+        key = error.full_key
+        return f"{key}: distill.budget of this recipe has none for so many images a class; set {key}"
     return str(error)
 
 

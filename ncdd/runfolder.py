@@ -48,11 +48,15 @@ def write_json(path: Path, value: Any) -> None:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A folder that this process holds the lock of; `checkpoint` is where to go on from, None to start."""
+    """A folder that this process holds the lock of; `checkpoint` is where to go on from, None to start.
+
+    resume: whether what a stopped run has left in it counts.
+    """
 
     path: Path
     checkpoint: Path | None
     lock: IO[str]
+    resume: bool
 
     def done(self) -> None:
         """Mark the run as finished: a sweep that is run again will skip it."""
@@ -87,7 +91,7 @@ def open_run(path: Path, config: Mapping[str, Any], *, resume: bool) -> RunFolde
             left_over.unlink(missing_ok=True)
         on_failure.pop_all()
     checkpoint = path / LAST
-    return RunFolder(path, checkpoint if resume and checkpoint.exists() else None, lock)
+    return RunFolder(path, checkpoint if resume and checkpoint.exists() else None, lock, resume)
 
 
 def unfinished(parent: Path, config: Mapping[str, Any]) -> Path | None:

@@ -35,4 +35,4 @@ def test_no_page_is_touched_for_the_first_time_twice():
     if told == "False":
         pytest.skip("no glibc")
     assert faults < 100
-    assert run("leave")[1] > 1000  # 76 MB five times, in pages of 4 KiB and some of 2 MiB
+    assert run("leave")[1] > faults + 100  # 76 MB five times, in pages of 4 KiB or 2 MiB

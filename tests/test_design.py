@@ -19,7 +19,7 @@ ALLOWED: dict[str, set[str]] = {
     "sweep": {"config", "report"},
     "models": {"collapse"},
     "data": set(),
-    "distill": {"models", "data", "kernels", "collapse", "runfolder"},
+    "distill": {"allocator", "models", "data", "kernels", "collapse", "runfolder"},
     "methods": {"models", "data", "collapse", "kernels", "distill"},
     "inherit": set(),
     "logs": set(),

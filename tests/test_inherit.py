@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+import run
+from ncdd import config
 from ncdd.inherit import check_targets, inherit, run_config
+from tests.test_config import plain
 
 RUN = {
     "seed": 3, "dataset": {"name": "a", "size": 1}, "model": {"width": 8}, "head": {}, "method": {}, "loss": {},
@@ -52,6 +55,26 @@ def test_the_run_is_found_from_its_folder_its_checkpoints_and_a_checkpoint(tmp_p
     assert run_config(tmp_path / "nowhere") is None
     (tmp_path / "config.yaml").write_text("other: 1")
     assert run_config(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "later"),
+    [
+        (["method=joint", "head=etf"], ["method.partition"]),
+        (["method=matching"], ["method.partition"]),
+        (["method=unrolled"], []),
+    ],
+)
+def test_a_set_made_before_a_setting_was_added_can_still_be_looked_at(method, later):
+    stored = plain(*method)
+    later = [*later, *(f"callbacks.distilled.{name}" for name in ("own_steps", "architectures", "head"))]
+    for setting in later:
+        *path, last = setting.split(".")
+        node = stored
+        for key in path:
+            node = node[key]
+        del node[last]
+    config.check(inherit(plain("task=evaluate"), stored, ["task=evaluate"]), run.WIRED)
 
 
 def test_a_strangers_run_cannot_choose_what_is_called():

@@ -37,7 +37,9 @@ ARMS = {
     "vs_joint_krr": "joint, krr_etf",
     "vs_dc": "DC",
     "vs_dsa": "DSA",
+    "vs_dsa_decay": "DSA, decaying learning rate",
     "vs_dm": "DM",
+    "vs_dm_decay": "DM, decaying learning rate",
     "vs_joint_means": "joint, means",
     "vs_joint": "joint, ncc",
     "vs_kmeans_parts": "k-means, four parts",
@@ -71,12 +73,10 @@ class Job(NamedTuple):
 
 
 class Number(NamedTuple):
-    """Mean and standard deviation (n - 1) over n networks of all distillation seeds, and over the seeds' own means."""
+    """Mean and standard deviation (n - 1) over the networks of all distillation seeds."""
 
     mean: float
     std: float
-    n: int
-    of_seeds: float | None
 
     def __str__(self) -> str:
         return f"{100 * self.mean:.1f} ± {100 * self.std:.1f}"
@@ -97,30 +97,61 @@ def by_arm(sweep: Sequence[Job], images_per_class: str) -> dict[str, list[Job]]:
     return {arm: found[arm] for arm in ARMS if arm in found}
 
 
-def over_networks(seeds: Sequence[Job], metric: str) -> Number:
-    """All networks together, from the mean and the deviation that those of each seed have left."""
+def decayed(sweep: Sequence[Job]) -> list[Job]:
+    """The jobs as arms of their own, vs_ARM_decay."""
+    return [job._replace(overrides=job.overrides | {"recipe": f"{job.overrides['recipe']}_decay"}) for job in sweep]
+
+
+def over_networks(seeds: Sequence[Job], metric: str) -> Number | None:
+    """All networks together, from the mean and the deviation that those of each seed have left; None of none."""
+    if any(metric not in job.final for job in seeds):
+        return None
     means, counts = [job.final[metric] for job in seeds], [job.networks for job in seeds]
-    mean, n = fmean(means, counts), sum(counts)
+    mean = fmean(means, counts)
     within = sum((count - 1) * job.final[f"{metric}_std"] ** 2 for job, count in zip(seeds, counts, strict=True))
     between = sum(count * (m - mean) ** 2 for m, count in zip(means, counts, strict=True))
-    return Number(mean, ((within + between) / (n - 1)) ** 0.5, n, stdev(means) if len(means) > 1 else None)
+    return Number(mean, ((within + between) / (sum(counts) - 1)) ** 0.5)
 
 
-def table(arms: dict[str, list[Job]]) -> str:
-    """Markdown: a row an arm; `own` is what the method's own predictor makes of the set."""
-    head = ["", "iterations", "CPU s", "n", *NETWORKS.values(), "std of seeds, augmented", "own"]
+def table(arms: dict[str, list[Job]], dm: Sequence[Job]) -> str:
+    """Markdown: a row an arm; `own` is what the method's own predictor makes of the set, `less DM` of augmented."""
+    head = [
+        "",
+        "iterations",
+        "CPU s",
+        "n",
+        *NETWORKS.values(),
+        "std of seeds, augmented",
+        "less DM of the same seeds",
+        "own",
+    ]
     rows = [head, ["---"] * len(head)]
     for arm, seeds in arms.items():
-        plain, augmented, *others = (over_networks(seeds, metric) for metric in NETWORKS)
-        steps = seeds[0].summary["steps"]
-        cost = [str(steps), f"{fmean(job.summary['training_cpu_seconds'] for job in seeds):.0f}"]
-        spread = "" if augmented.of_seeds is None else f"{100 * augmented.of_seeds:.1f}"
+        numbers = {metric: over_networks(seeds, metric) for metric in NETWORKS}
+        of_seeds = [job.final["test/accuracy_augmented"] for job in seeds]
         own = [job.final[name] for job in seeds for name in OWN if name in job.final]
-        last = f"{100 * fmean(own):.1f}" if own else ""
-        if steps == 1:
-            cost = ["", ""]  # nothing is learned
-        rows.append([ARMS[arm], *cost, str(plain.n), *map(str, (plain, augmented, *others)), spread, last])
+        learns = seeds[0].summary["steps"] > 1
+        rows.append(
+            [
+                ARMS[arm],
+                str(seeds[0].summary["steps"]) if learns else "",
+                f"{fmean(job.summary['training_cpu_seconds'] for job in seeds):.0f}" if learns else "",
+                str(sum(job.networks for job in seeds)),
+                *("" if number is None else str(number) for number in numbers.values()),
+                f"{100 * stdev(of_seeds):.1f}" if len(seeds) > 1 else "",
+                "" if seeds == dm else difference(seeds, dm),
+                f"{100 * fmean(own):.1f}" if own else "",
+            ]
+        )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def difference(seeds: Sequence[Job], others: Sequence[Job]) -> str:
+    """Mean, and deviation over seeds, of what these have before the others of the same seed: of the same networks."""
+    theirs = {job.overrides["seed"]: job.final["test/accuracy_augmented"] for job in others}
+    mine = {job.overrides["seed"]: job.final["test/accuracy_augmented"] for job in seeds}
+    found = [100 * (mine[seed] - theirs[seed]) for seed in mine if seed in theirs]
+    return f"{fmean(found):+.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "") if found else ""
 
 
 def methods(arms: dict[str, list[Job]]) -> Figure:
@@ -128,7 +159,7 @@ def methods(arms: dict[str, list[Job]]) -> Figure:
     figure = new_figure(6.5, 0.36 * len(arms) + 0.8)
     ax = figure.subplots()
     for offset, metric, colour in ((-0.2, "test/accuracy", MUTED), (0.2, "test/accuracy_augmented", OKABE_ITO[0])):
-        numbers = [over_networks(seeds, metric) for seeds in arms.values()]
+        numbers = [number for seeds in arms.values() if (number := over_networks(seeds, metric))]
         ax.barh(
             [place + offset for place in range(len(arms))],
             [100 * number.mean for number in numbers],
@@ -207,12 +238,18 @@ def tiled(pixels: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
 
 
 def main(root: Path) -> None:
-    age, arms, way, inverted = (
-        jobs(root / "multirun" / name) for name in ("joint_age", "joint_vs_all", "joint_compute", "joint_invert")
+    age, arms, decay, way, inverted = (
+        jobs(root / "multirun" / f"joint_{name}") for name in ("age", "vs_all", "decay", "compute", "invert")
     )
+    arms += decayed(decay)
     for per_class in ("1", "10"):
         if found := by_arm(arms, per_class):
-            print(f"\n{per_class} a class\n\n{table(found)}")
+            parts = {arm: seeds for arm, seeds in found.items() if arm.endswith("_parts")}
+            whole = {arm: seeds for arm, seeds in found.items() if arm not in parts}
+            for title, some in (("images", whole), ("images of four parts", parts)):
+                if not some:
+                    continue
+                print(f"\n{per_class} a class, {title}\n\n{table(some, found.get('vs_dm', []))}")
     if ten := by_arm(arms, "1"):
         methods(ten).savefig(HERE / "methods.png", dpi=DPI)
         rows = {ARMS[arm]: seeds[0].folder for arm, seeds in ten.items()}

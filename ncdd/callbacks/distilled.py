@@ -22,6 +22,7 @@ from ncdd.data.seeding import fold_in
 from ncdd.distill import SyntheticSet
 from ncdd.distill.compute import Cost, hardware, measured
 from ncdd.distill.evaluate import TEST, NewNetwork, Protocol, best_protocol, evaluate, fresh_networks
+from ncdd.models import Linear
 from ncdd.models.network import Body, Head, network_of
 from ncdd.report.images import animate, grid_figure, save_grid
 from ncdd.runfolder import SET
@@ -41,7 +42,8 @@ class DistilledSet(pl.Callback):
     tune: field of a protocol -> values, of which each of `final` takes those that do best on the validation split.
     own_steps: networks take the steps of a step-wise set, as it is meant; False: they are trained by the protocols, as
         on any other set.
-    architectures: name -> further networks that the first of `final` trains, with `head`: `test/NAME_ARCHITECTURE`.
+    architectures: name -> further networks that the first of `final` trains, with `head` (None: a learned one):
+        `test/NAME_ARCHITECTURE`.
 
     In the run's folder: distilled.safetensors and, unless `Record` is told to draw no figures,
     figures/distilled/step_*.png and figures/distilled.webp.
@@ -59,18 +61,20 @@ class DistilledSet(pl.Callback):
         final_networks: int,
         final: Mapping[str, Protocol | None],
         tune: Mapping[str, Sequence[float]] | None,
-        own_steps: bool,
-        architectures: Mapping[str, Body],
-        head: Head,
+        own_steps: bool = True,
+        architectures: Mapping[str, Body] | None = None,
+        head: Head | None = None,
     ) -> None:
         self.seed, self.monitor = seed, monitor
         self.networks, self.protocol = networks, protocol
         self.final_networks, self.final, self.tune = final_networks, final, tune
-        self.own_steps, self.architectures, self.head = own_steps, architectures, head
+        self.own_steps, self.architectures = own_steps, architectures or {}
+        self.head = head or partial(Linear, bias=True)
         self.best: float | None = None
         self.kept = 0  # the iteration whose set is in the file
         self.seconds = 0.0  # of all evaluations, over all resumptions
         self.cost: Cost | None = None  # of all epochs, over all resumptions
+        self._of_epoch: Cost | None = None  # None where an epoch is resumed in its middle
         self._epoch = ExitStack()  # closes when the last step of an epoch is done
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,7 +112,8 @@ class DistilledSet(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._epoch.close()
-        self.cost = self._of_epoch if self.cost is None else self.cost + self._of_epoch
+        if self._of_epoch:
+            self.cost = self.cost + self._of_epoch if self.cost else self._of_epoch
         values = self._look(trainer, pl_module, epochs=trainer.current_epoch + 1)
         pl_module.log_dict(values, logger=False, prog_bar=True)
 
@@ -168,6 +173,9 @@ class DistilledSet(pl.Callback):
         synthetic = SyntheticSet.load(folder / SET)
         loader = trainer.datamodule.test_dataloader()  # type: ignore[attr-defined]
         values = {f"test/{name}": value for name, value in method.measure(synthetic, loader).items()}
+        if self.final_networks:
+            count = f"{self.final_networks} network{'s' * (self.final_networks > 1)}"
+            log.info("testing the set of iteration %d: %s each for %s", self.kept, count, ", ".join(self.final))
         for name, protocol, new_network in self._finals(trainer, method, synthetic) if self.final_networks else ():
             found = evaluate(
                 synthetic,
@@ -226,8 +234,17 @@ class DistilledSet(pl.Callback):
         loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
         if not loader:
             raise ValueError("callbacks.distilled.tune: needs a validation split, dataset.val_fraction above 0, or {}")
-        options = {"networks": max(1, self.networks), "seed": self.seed, "device": method.device}
-        return best_protocol(synthetic, self._judges(method), loader, protocol, self.tune or {}, **options)
+        return best_protocol(
+            synthetic,
+            self._judges(method),
+            loader,
+            protocol,
+            self.tune or {},
+            networks=max(1, self.networks),
+            own_steps=self.own_steps,
+            seed=self.seed,
+            device=method.device,
+        )
 
     def _described(self, method: Any, folder: Path) -> SyntheticSet:
         """The method's set, with how it was made."""

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from ncdd.allocator import give_back
+
 
 @dataclass
 class Cost:
@@ -45,6 +47,7 @@ def measured(device: torch.device | str) -> Iterator[Cost]:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
+        give_back()
         with suppress(OSError):  # where it cannot be reset, the peak is the process's so far
             Path("/proc/self/clear_refs").write_text("5")
     yield cost

@@ -177,17 +177,28 @@ def best_protocol(
     *,
     seed: int,
     networks: int = 1,
+    own_steps: bool = True,
     device: torch.device | str = "cpu",
 ) -> Protocol:
     """Of the protocol with all combinations of `values`, by field, what does best on a split of the training data.
 
-    validation: a split that neither the set nor a test knows.  Of equals the first is taken.
+    validation: a split that neither the set nor a test knows.  own_steps: see `evaluate`.
+    Of equals the first is taken.
     """
     tried: list[tuple[float, Protocol]] = []
     for combination in itertools.product(*values.values()):
         chosen = dict(zip(values, combination, strict=True))
         one = replace(protocol, **chosen)  # type: ignore[arg-type]
-        found = evaluate(synthetic, new_network, validation, seed=seed, networks=networks, protocol=one, device=device)
+        found = evaluate(
+            synthetic,
+            new_network,
+            validation,
+            seed=seed,
+            networks=networks,
+            protocol=one,
+            own_steps=own_steps,
+            device=device,
+        )
         _log.info("%s on validation: %s", ", ".join(f"{name} {value:g}" for name, value in chosen.items()), found)
         tried.append((found.mean, one))
     return max(tried, key=lambda pair: pair[0])[1]

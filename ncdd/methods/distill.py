@@ -99,6 +99,10 @@ class Distillation(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Make the set from the data, before a checkpoint is restored and the optimizer is built."""
+        size = self.data.image_size
+        if size % self.partition:
+            choices = ", ".join(str(part) for part in range(1, size + 1) if size % part == 0)
+            raise ValueError(f"method.partition={self.partition}: choose from {choices} for images of {size} pixels")
         images, classes = start(
             self.init,
             self.data.splits["train"],
@@ -107,11 +111,11 @@ class Distillation(pl.LightningModule):
             per_class=self.images_per_class,
             seed=fold_in(self.data.seed, START),
         )
-        if (size := images.shape[-1] // self.partition) < 1:
-            raise ValueError(
-                f"method.partition={self.partition}: images of {images.shape[-1]} pixels have no such part"
-            )
-        self.images = nn.Parameter(images if self.partition == 1 else F.adaptive_avg_pool2d(images, size))
+        if self.partition > 1:
+            part = size // self.partition
+            noise = self.init == "noise"  # means of which would be fainter
+            images = images[..., :part, :part].contiguous() if noise else F.avg_pool2d(images, self.partition)
+        self.images = nn.Parameter(images)
         labels = self.first_labels(classes)
         if self.learn_labels:
             self.labels = nn.Parameter(labels)

@@ -56,7 +56,6 @@ class Joint(Distillation):
         pool: Callable[..., NetworkPool],
         pool_data: Literal["S", "T", "S+T"],
         match_blocks: bool,
-        partition: int,
         real_per_class: int,
         augment: DiffAugment,
         temperature: float,
@@ -65,6 +64,7 @@ class Joint(Distillation):
         inner_lr: float,
         etf_weight: float,
         covariance_weight: float,
+        partition: int = 1,
     ) -> None:
         if objective not in OBJECTIVES:
             raise ValueError(f"objective={objective!r}: choose from {', '.join(OBJECTIVES)}")

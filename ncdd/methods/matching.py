@@ -53,10 +53,10 @@ def matching(
     objective: Literal["dm", "dc", "dsa", "mtt"],
     augment: DiffAugment,
     real_per_class: int,
-    partition: int,
     training: Training,
     experts: str | None,
     trajectory: Trajectory,
+    partition: int = 1,
 ) -> Distillation:
     """The method of that objective: `DM`, `DC` (dsa: with augmentation) or `MTT`, given what it takes of the rest.
 

@@ -25,6 +25,7 @@ class Bench:
     method: a LightningModule, of the run that made the set, which has seen no data.
     new_network: a `ncdd.models.Network` with fresh weights from torch's global generator, on the CPU.
     data: set up.  folder: of this run.  trainer, record: as for training, but nothing is fitted.
+    resume: whether what a stopped run has left in the folder counts, see `ncdd.tasks.kept`.
     """
 
     method: pl.LightningModule
@@ -35,6 +36,7 @@ class Bench:
     folder: Path
     trainer: pl.Trainer
     record: Record
+    resume: bool
 
     def summarise(self, final: Mapping[str, float]) -> None:
         """summary.json, as a training run leaves one."""

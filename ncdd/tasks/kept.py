@@ -6,7 +6,6 @@ import csv
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 from torch import Tensor
 
@@ -31,13 +30,13 @@ def described(bench: Bench, images: Tensor, labels: Tensor) -> SyntheticSet:
 
 
 def kept_set(bench: Bench, name: str, count: int, learn: Callable[[], tuple[Tensor, Tensor]]) -> SyntheticSet:
-    """The set in the file NAME of the bench's folder, learned now where it is not there yet.
+    """The set in the file NAME of the bench's folder, learned now where it is not there yet or not to be resumed.
 
     count: of its images.  learn: gives images (count, C, H, W) and labels (count, K).
     Raises ValueError where the file holds a set of another size, or of other data.
     """
     path, data = bench.folder / name, bench.data
-    if not path.exists():
+    if not (bench.resume and path.exists()):
         described(bench, *learn()).save(path)
         return SyntheticSet.load(path)
     kept = SyntheticSet.load(path)
@@ -52,12 +51,16 @@ def kept_set(bench: Bench, name: str, count: int, learn: Callable[[], tuple[Tens
     return kept
 
 
-def kept_rows(path: Path) -> list[Row]:
-    """The rows of a table as `ncdd.report.rows.write_rows` has written it, in the same types; none of no file."""
-    if not path.exists():
+def kept_rows(bench: Bench, name: str) -> list[Row]:
+    """The rows of the table NAME as `ncdd.report.rows.write_rows` has written it, in the same types; none of no file
+    or where nothing is to be resumed."""
+    path = bench.folder / name
+    if not (bench.resume and path.exists()):
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+        rows: list[Row] = [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
+    log.info("%d rows of %s were there before", len(rows), name)
+    return rows
 
 
 def _value(text: str) -> str | int | float | None:

@@ -134,6 +134,8 @@ def test_mistakes_are_named_in_one_line(command, overrides, message):
         (["method=coreset", "distill.learn_labels=true"], "distill.learn_labels=true: method=coreset leaves no choice"),
         (["method=label_solve", "distill.learn_labels=false"], "distill.learn_labels=false: method=label_solve leaves"),
         (["method=kip", "objective=dm"], "objective=dm: method=kip has none"),
+        (["recipe=vs_dm", "distill.images_per_class=5"], "distill.iterations: distill.budget of this recipe has none"),
+        (["method=joint", "head=etf", "method.partition=3"], "method.partition=3: choose from 1, 2, 4, 8 for images"),
         (
             ["method=frepo", "distill.iterations=1", "callbacks.distilled.protocol=null"],
             "callbacks.distilled.protocol.augment, which is not there",
@@ -181,12 +183,14 @@ def test_how_often_a_set_is_evaluated_does_not_change_it(command, tmp_path, meth
         code, _, err = command(
             *[f"method={method.split()[0]}", *method.split()[1:], "model.width=4", "model.depth=1", "logger=none"],
             *["distill.iterations=8", f"distill.every={every}", "dataset.samples_per_class=20", "figures=false"],
-            *["callbacks.distilled.networks=0", "callbacks.distilled.final_networks=0", "dataset.val_fraction=0"],
-            f"hydra.run.dir=every{every}",
+            *["callbacks.distilled.networks=1", "callbacks.distilled.final_networks=0", "dataset.val_fraction=0.2"],
+            *["callbacks.distilled.protocol.epochs=1", f"hydra.run.dir=every{every}"],
         )
         assert code == 0, err
-        found.append(SyntheticSet.load(tmp_path / f"every{every}" / "distilled.safetensors"))
-    assert torch.equal(found[0].images, found[1].images)
+        last = torch.load(tmp_path / f"every{every}" / "checkpoints/last.ckpt", weights_only=True)
+        assert last["global_step"] == 8
+        found.append(last["state_dict"]["images"])
+    assert torch.equal(*found)
 
 
 def test_a_run_is_named_where_its_set_is_meant(command, tmp_path):
