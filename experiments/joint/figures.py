@@ -252,7 +252,7 @@ def main(root: Path) -> None:
                 print(f"\n{per_class} a class, {title}\n\n{table(some, found.get('vs_dm', []))}")
     if ten := by_arm(arms, "1"):
         methods(ten).savefig(HERE / "methods.png", dpi=DPI)
-        rows = {ARMS[arm]: seeds[0].folder for arm, seeds in ten.items()}
+        rows = {ARMS[arm]: seeds[0].folder for arm, seeds in ten.items() if not arm.endswith("_decay")}
         rows |= {f"inverted, {job.overrides['distill.init']}": job.folder for job in inverted}
         images(rows).savefig(HERE / "sets.png", dpi=DPI)
     if found := by_arm(way, "1"):
