@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ncdd.allocator import keep_freed_memory
 from ncdd.kernels import Kernel, convnet, fc, kip_loss
+from ncdd.kernels.krr import CACHED
 
 GEMM_MS = 19.5  # of the product, where neural-tangents was measured
 
@@ -50,7 +51,7 @@ def kip_step(kernel: Kernel, support: Tensor, labels: Tensor, x: Tensor, y: Tens
 def products(support: Tensor, x: Tensor) -> None:
     """What no step can do without: the covariance with the targets, and from a gradient by it that by the support."""
     rows, total = support.flatten(1), torch.zeros_like(support).flatten(1)
-    for part in x.flatten(1).split(max(5 * 2**20 // (784 * x.element_size()), 25 * len(support))):
+    for part in x.flatten(1).split(max(CACHED // (784 * x.element_size()), 25 * len(support))):
         total.addmm_(rows @ part.T, part)
 
 
