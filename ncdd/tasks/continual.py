@@ -52,7 +52,7 @@ def continual(
     images, classes = real.images, real.labels
     judged = without_batch_norm(bench.new_network)
     memories: dict[str, list[SyntheticSet]] = {DISTILLED: [], RANDOM: []}
-    rows = kept_rows(bench, TABLE)
+    rows = kept_rows(bench.folder / TABLE) if bench.resume else []
     known = {(row["set"], row["step"]) for row in rows}
     for step, own in enumerate(order):
         member = torch.isin(classes, torch.tensor(own, device=classes.device))

@@ -6,6 +6,7 @@ import csv
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from torch import Tensor
 
@@ -51,15 +52,13 @@ def kept_set(bench: Bench, name: str, count: int, learn: Callable[[], tuple[Tens
     return kept
 
 
-def kept_rows(bench: Bench, name: str) -> list[Row]:
-    """The rows of the table NAME as `ncdd.report.rows.write_rows` has written it, in the same types; none of no file
-    or where nothing is to be resumed."""
-    path = bench.folder / name
-    if not (bench.resume and path.exists()):
+def kept_rows(path: Path) -> list[Row]:
+    """The rows of a table as `ncdd.report.rows.write_rows` has written it, in the same types; none of no file."""
+    if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
-        rows: list[Row] = [{key: _value(text) for key, text in row.items()} for row in csv.DictReader(file)]
-    log.info("%d rows of %s were there before", len(rows), name)
+        rows: list[Row] = [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+    log.info("%d rows of %s were there before", len(rows), path.name)
     return rows
 
 

@@ -59,7 +59,7 @@ def membership(
     check_sizes(data, chunks, members)
     real = real_images(data).to(bench.device)
     others_x, others_y = together(sample_loader(data, "test", members), bench.device)
-    rows = kept_rows(bench, TABLE)
+    rows = kept_rows(bench.folder / TABLE) if bench.resume else []
     known = {(row["set"], row["chunk"], row["steps"]) for row in rows}
     for chunk in range(chunks):
         part = slice(chunk * members, (chunk + 1) * members)
