@@ -42,7 +42,7 @@ class DistilledSet(pl.Callback):
     tune: field of a protocol -> values, of which each of `final` takes those that do best on the validation split.
     own_steps: networks take the steps of a step-wise set, as it is meant; False: they are trained by the protocols, as
         on any other set.
-    architectures: name -> further networks that the first of `final` trains, with `head` (None: a learned one):
+    architectures: name -> further networks for each of `final`, with `head` (None: a learned one):
         `test/NAME_ARCHITECTURE`.
 
     In the run's folder: distilled.safetensors and, unless `Record` is told to draw no figures,
@@ -217,7 +217,6 @@ class DistilledSet(pl.Callback):
             protocol = self._tuned(trainer, method, synthetic, protocol) if self.tune else protocol
             yield name, protocol, self._judges(method)
             yield from ((f"{name}_{other}", protocol, new_network) for other, new_network in others.items())
-            others = {}  # by the first one only
 
     def _judges(self, method: Any) -> NewNetwork:
         """What the set is judged by: the networks kept for its own steps or, without these, the method's judges."""

@@ -211,21 +211,26 @@ def test_a_run_is_named_where_its_set_is_meant(command, tmp_path):
     assert code == 0, err  # without task.trust
 
 
+FINAL = ("accuracy", "accuracy_augmented")
 MLP = "{_target_: ncdd.models.MLP, _partial_: true, width: 128, depth: 3, norm: none, feature_dim: null}"
 
 
-def test_further_architectures_are_judged_as_task_evaluate_judges_them(command, tmp_path):
-    mine = [f"+callbacks.distilled.architectures.mlp={MLP}", "callbacks.distilled.final.accuracy_augmented=null"]
-    code, _, err = command(*DM, *mine, "callbacks.finite=null", "hydra.run.dir=run")  # null: left out
+@pytest.mark.parametrize(("protocol", "other", "name"), [
+    ("plain", "augmented", "accuracy"), ("augmented", "plain", "accuracy_augmented"),
+])  # fmt: skip
+def test_further_architectures_are_judged_as_task_evaluate_judges_them(command, tmp_path, protocol, other, name):
+    mine = [f"+callbacks.distilled.architectures.mlp={MLP}", "callbacks.finite=null"]  # null: left out
+    code, _, err = command(*DM, *mine, "hydra.run.dir=run")
     assert code == 0, err
     ours = json.loads((tmp_path / "run/summary.json").read_text())
-    assert ours["distilled"] == ["accuracy", "accuracy_std", "accuracy_mlp", "accuracy_mlp_std"]
+    names = [f"{of}{network}{std}" for of in FINAL for network in ("", "_mlp") for std in ("", "_std")]
+    assert ours["distilled"] == names
     task = ["task=evaluate", "distilled=run", "task.cross=[mlp]", "task.baselines=[]", "task.real=null"]
-    same = ["task.own=false", "task.protocols.augmented=null", "task.protocols.plain.epochs=10", "task.networks=2"]
-    assert command(*task, *same, "logger=none", "figures=false", "hydra.run.dir=out")[0] == 0
+    same = ["task.own=false", f"task.protocols.{other}=null", f"task.protocols.{protocol}.epochs=10"]
+    assert command(*task, *same, "task.networks=2", "logger=none", "figures=false", "hydra.run.dir=out")[0] == 0
     theirs = json.loads((tmp_path / "out/summary.json").read_text())["final"]
-    assert ours["final"]["test/accuracy"] == theirs["test/accuracy"]
-    assert ours["final"]["test/accuracy_mlp"] == theirs["cross/mlp/accuracy"]
+    assert ours["final"][f"test/{name}"] == theirs["test/accuracy"]  # of the first protocol that is left
+    assert ours["final"][f"test/{name}_mlp"] == theirs["cross/mlp/accuracy"]
 
 
 def test_an_architecture_that_cannot_read_the_images_stops_before_training(command, tmp_path):
