@@ -216,11 +216,14 @@
   const first = (names, ...wanted) => wanted.find((name) => names.includes(name)) ?? names[0];
 
   const varied = DATA.axes.filter((key) => settings(DATA.jobs.filter((job) => job.status === "done"), key).length > 1 && key !== "seed");
+  const finished = DATA.jobs.filter((job) => job.status === "done");
+  const best = first(DATA.metrics, "test/accuracy", ...DATA.panels);
+  const others = DATA.metrics.filter((name) => name !== best && finished.every((job) => known(job.final[name])));
   const state = {
     filter: "", sort: { column: null, down: false }, columns: new Set([...DATA.panels, ...DATA.metrics.filter((m) => m === "train/accuracy")]),
     colour: varied[0] ?? DATA.axes[0] ?? NONE, metric: first(logged, ...DATA.panels, "test/accuracy"), panels: NONE, means: false, log: true,
-    x: first(DATA.metrics, "train/nc1_pinv"), y: first(DATA.metrics, "test/accuracy"),
-    heat: first(DATA.metrics, "test/accuracy"), down: varied[0] ?? DATA.axes[0],
+    x: first(others, "train/nc1_pinv", ...DATA.panels) ?? best, y: best,
+    heat: best, down: varied[0] ?? DATA.axes[0],
     across: varied[1] ?? varied[0] ?? DATA.axes[0],
     gram: "means",
   };
@@ -400,6 +403,14 @@
       (names.length < K ? ` ${names.length} of the ${K} classes are shown.` : "");
   }
 
+  // ---- synthetic images
+  function images() {
+    const found = shown().filter((job) => job.images).map((job) => make("figure", {},
+      make("img", { src: job.images, alt: `synthetic images of ${job.label}` }),
+      make("figcaption", {}, make("a", { href: job.href }, job.label), make("br"), `${best} ${number(best, job.final[best])}`)));
+    boxes.images.replaceChildren(found.length ? make("div", { class: "grams large" }, ...found) : "No run has left any.");
+  }
+
   // ---- pages
   function update() {
     table();
@@ -407,6 +418,7 @@
     if (DATA.metrics.length) scatter();
     if (DATA.metrics.length && DATA.axes.length) heat();
     if (boxes.grams) grams();
+    if (boxes.images) images();
   }
   const set = (key, draw) => (value) => { state[key] = value; draw(); };
 
@@ -442,7 +454,7 @@
         box("curves")));
     }
     if (DATA.metrics.length) {
-      parts.push(section("Collapse and accuracy", "Final values, a point a run.",
+      parts.push(section("One final value against another", "A point a run.",
         make("div", { class: "bar" }, select("x", metricChoices(DATA.metrics), state.x, set("x", scatter)), select("y", metricChoices(DATA.metrics), state.y, set("y", scatter)), marked(colourBy())),
         box("scatter")));
     }
@@ -453,6 +465,9 @@
     }
     if (DATA.jobs.some((job) => job.gram)) {
       parts.push(section("Gram matrices", null, make("div", { class: "bar" }, select("of", GRAMS, state.gram, set("gram", grams))), box("grams")));
+    }
+    if (DATA.jobs.some((job) => job.images)) {
+      parts.push(section("Synthetic images", "Of each run the set that was kept; its own page shows them large.", box("images")));
     }
     document.getElementById("page").append(...parts);
     update();

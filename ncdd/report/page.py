@@ -6,6 +6,7 @@ the page. All text goes into the page as JSON or escaped, never as HTML.
 
 import base64
 import html
+import io
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ncdd.report.folder import (
     Array,
@@ -32,7 +34,7 @@ from ncdd.report.folder import (
 )
 from ncdd.report.gram import cosine_gram, simplex_etf_gram
 from ncdd.report.style import by_epoch
-from ncdd.report.sweep import PANELS, sweep_axes
+from ncdd.report.sweep import default_panels, sweep_axes
 from ncdd.report.table import ROWS, Job, read_job, short_names
 from ncdd.report.view import centre
 from ncdd.runfolder import write_text
@@ -43,6 +45,7 @@ FEWEST_POINTS = 16
 POINTS = 450_000  # of all lines together: 3 MB
 GRAM_SIDE = {"run": 150, "sweep": 48}  # classes shown
 LARGEST_IMAGE = 2_000_000  # bytes
+THUMBNAIL = 420  # pixels to a side
 
 Data = dict[str, Any]
 
@@ -55,6 +58,7 @@ class Run:
     metrics: Metrics  # by epoch, one value each
     cosines: dict[str, Array]  # of the centred class means and of the classifier's rows
     about: Data  # of the cosines: their classes, and how far they are from the ETF's
+    images: Path | None = None  # picture of its synthetic images
 
 
 def write_page(folder: str | os.PathLike[str]) -> Path:
@@ -84,7 +88,14 @@ def read_run(folder: Path) -> Run:
             cosines, about = _cosines(read_geometry(folder))
     except ValueError as problem:
         job = replace(job, error=job.error or str(problem).removeprefix(f"{folder}{os.sep}"))
-    return Run(job, metrics, cosines, about)
+    return Run(job, metrics, cosines, about, _images(job))
+
+
+def _images(job: Job) -> Path | None:
+    """The picture of the set that was kept or, while there is no summary to say so, the last one."""
+    grids = sorted((job.folder / "figures" / "distilled").glob("step_*.png"))
+    kept = f"step_{read_summary(job.folder).get('kept', 0):07}.png" if job.final else ""
+    return next((path for path in grids if path.name == kept), grids[-1] if grids else None)
 
 
 def _cosines(geometry: Geometry) -> tuple[dict[str, Array], Data]:
@@ -120,21 +131,35 @@ def run_data(run: Run) -> Data:
         data["rows"] = [*ROWS, *((name.replace("_", " "), name) for name in of_set)]
     config = folder / "config.yaml"
     data["config"] = config.read_text(encoding="utf-8", errors="replace") if config.exists() else ""
-    data["pictures"] = _pictures(folder / "figures")
+    data["pictures"] = _pictures(folder / "figures", run.images)
     return data
 
 
-def _pictures(figures: Path) -> list[Data]:
+def _pictures(figures: Path, images: Path | None) -> list[Data]:
     """Those that the page cannot draw by itself, each with its heading."""
-    grids = sorted((figures / "distilled").glob("step_*.png"))
     named = [("Synthetic images, as they are learned", figures / "distilled.webp")]
-    named += [("Synthetic images", path) for path in grids[-1:]]
+    named += [("Synthetic images", images)] if images else []
     named += [("Evaluation", figures / "evaluate.png"), ("Features", figures / "features.png")]
     return [
-        {"title": title, "src": f"data:image/{path.suffix[1:]};base64,{base64.b64encode(path.read_bytes()).decode()}"}
+        {"title": title, "src": _source(path.read_bytes(), path.suffix[1:])}
         for title, path in named
         if path.exists() and path.stat().st_size <= LARGEST_IMAGE
     ]
+
+
+def _source(image: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def _thumbnail(path: Path) -> str:
+    """Small, for a page of many; nothing where the picture is damaged."""
+    try:
+        with Image.open(path) as image:
+            image.thumbnail((THUMBNAIL, THUMBNAIL))
+            image.convert("RGB").save(out := io.BytesIO(), "WEBP", quality=60)
+    except OSError:
+        return ""
+    return _source(out.getvalue(), "webp")
 
 
 def sweep_data(folder: Path, runs: Sequence[Run]) -> Data:
@@ -162,6 +187,7 @@ def _gather(kind: str, folder: Path, runs: Sequence[Run]) -> Data:
             "seconds": job.seconds,
             "curves": {name: _line(series, points, epochs) for name, series in run.metrics.items()},
             "gram": _gram(run, GRAM_SIDE[kind]),
+            "images": _thumbnail(run.images) if kind == "sweep" and run.images else "",
         }
         for run, job in zip(runs, jobs, strict=True)
     ]
@@ -174,7 +200,7 @@ def _gather(kind: str, folder: Path, runs: Sequence[Run]) -> Data:
         "short": names,
         "same": {k: v for k, v in same.items() if all(job.overrides.get(k) == v for job in jobs if job.final)},
         "metrics": finals,
-        "panels": [name for name in PANELS if name in finals] or finals[:4],
+        "panels": [name for name in default_panels(jobs) if name in finals] or finals[:4],
         "rows": ROWS,
         "points": points,
         "epochs": [list(x) for x in epochs],

@@ -36,6 +36,7 @@ RESULTS = (
     ("acc %", "test/accuracy"),
     ("aug %", "test/accuracy_augmented"),
     ("krr %", "test/krr_accuracy"),
+    ("val %", "val/accuracy"),
     ("NC1", "train/nc1_pinv"),
     ("NC2", "train/nc2_etf_M"),
     ("NC3", "train/nc3_dual_etf"),
@@ -44,6 +45,7 @@ OF_TRAINING = ("test/accuracy", "train/nc1_pinv", "train/nc2_etf_M", "train/nc3_
 STATUS_STYLE = {"done": "green", "failed": "bold red", "unfinished": "yellow"}
 PIPED_WIDTH = 120  # columns where the output is no terminal and COLUMNS is not set
 WIDEST = 28  # characters of an override's value
+MOST_RESULTS = 6  # columns for what a task found
 
 
 def wide_console() -> Console:
@@ -181,7 +183,9 @@ def sweep_table(folders: Sequence[str | os.PathLike[str]]) -> RenderableType:
     jobs = [read_job(Path(folder)) for folder in folders]
     swept = swept_keys(jobs)
     parts: list[RenderableType] = [_jobs_table(jobs, swept)]
-    parts.append(Text("\nacc, aug (networks trained with augmentation), krr: on test; NC1, NC2 (of M), NC3: on train"))
+    if {metric for _, metric in _results(jobs)} <= {metric for _, metric in RESULTS}:
+        legend = "acc, aug (networks trained with augmentation), krr: on test; NC1, NC2 (of M), NC3: on train"
+        parts.append(Text(f"\n{legend}"))
     if same := [f"{key}={jobs[0].overrides[key]}" for key in _keys(jobs[:1]) if key not in swept]:
         parts.append(Text(f"all with {' '.join(same)}"))
     if "seed" in swept and any(job.final for job in jobs):
@@ -211,9 +215,16 @@ def _jobs_table(jobs: Sequence[Job], swept: list[str]) -> Table:
 
 
 def _results(jobs: Sequence[Job]) -> list[tuple[str, str]]:
-    """The columns of results that any job has; of none, those of training."""
-    known = {metric for job in jobs for _, metric in RESULTS if metric in job.final} or OF_TRAINING
-    return [(name, metric) for name, metric in RESULTS if metric in known]
+    """The columns of results that any job has; of tasks with other ones the first of theirs; of none, training's."""
+    logged = dict.fromkeys(metric for job in jobs for metric in job.final)
+    unwanted = {"val/accuracy"} if "test/accuracy" in logged else set()
+    known = [(name, metric) for name, metric in RESULTS if metric in logged.keys() - unwanted]
+    own = [metric for metric in logged if metric.startswith("test/") and not metric.endswith("_std")]
+    if known or not own:
+        return known or [(name, metric) for name, metric in RESULTS if metric in OF_TRAINING]
+    return [
+        (re.sub("_+", "\n", m.removeprefix("test/")) + " %" * m.endswith("accuracy"), m) for m in own[:MOST_RESULTS]
+    ]
 
 
 def _seeds_table(jobs: Sequence[Job], swept: list[str]) -> Table:

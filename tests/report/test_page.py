@@ -1,6 +1,8 @@
 """The page: what is in it, and how it behaves in a real browser."""
 
+import base64
 import html
+import io
 import json
 import math
 import re
@@ -13,6 +15,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ncdd.report.folder import job_folders, read_metrics, read_summary
 from ncdd.report.page import FEWEST_POINTS, read_run, run_data, sweep_data, write_page
@@ -252,6 +255,50 @@ def test_a_sweep_in_a_browser(sweep):
     assert "the mean of 1 to 2 runs, over seed" in found["heatSays"]
     paths = {Path(unquote(link.removeprefix("file://"))) for link in found["links"]}
     assert paths == {folder / "report.html" for folder in job_folders(sweep)}
+
+
+def distilled(folder: Path, kept: int, colours: dict[int, str]) -> None:
+    """Pictures of a set at its iterations, and a summary of a distillation that kept the one of `kept`."""
+    (folder / "figures" / "distilled").mkdir(parents=True)
+    for step, colour in colours.items():
+        Image.new("RGB", (900, 600), colour).save(folder / "figures" / "distilled" / f"step_{step:07}.png")
+    summary = json.loads((folder / "summary.json").read_text()) | {"kept": kept}
+    summary["final"] |= {"train/outer_loss": 1.0, "test/accuracy_augmented": 0.9}
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def test_sets_are_side_by_side(sweep):
+    one, other, damaged = job_folders(sweep)[:3]
+    distilled(one, 10, {0: "red", 10: "blue", 20: "red"})
+    distilled(other, 0, {0: "lime"})
+    distilled(damaged, 0, {0: "red"})
+    (damaged / "figures" / "distilled" / "step_0000000.png").write_bytes(b"\x89PNG")
+    page = write_page(sweep)
+    data = embedded(page)
+    shown = {job["name"]: job["images"] for job in data["jobs"] if job["images"]}
+    assert list(shown) == [one.name, other.name]
+    for name, colour in ((one.name, (0, 0, 255)), (other.name, (0, 255, 0))):
+        picture = Image.open(io.BytesIO(base64.b64decode(shown[name].partition(",")[2])))
+        assert picture.size == (420, 280)
+        assert picture.getpixel((200, 100)) == pytest.approx(colour, abs=12)  # of a lossy format
+    assert "test/accuracy_augmented" in data["panels"]
+    script = """
+        const seen = { sets: all("img").map((image) => image.alt) };
+        const sources = all("section").find((part) => part.textContent.startsWith("Synthetic images"));
+        seen.links = [...sources.querySelectorAll("a")].map((link) => link.textContent);
+        const named = (text) => all("label").find((label) => label.firstChild.textContent === text);
+        seen.axes = ["x", "y"].map((text) => named(text).querySelector("select").value);
+        const filter = document.getElementById("filter");
+        filter.value = "seed=1"; filter.dispatchEvent(new Event("input"));
+        seen.left = all("img").length;
+        return seen;
+    """
+    found = browse(page, LOOK + script)
+    labels = [job["label"] for job in data["jobs"] if job["images"]]
+    assert found["sets"] == [f"synthetic images of {label}" for label in labels]
+    assert found["links"] == labels
+    assert found["axes"] == ["train/nc1_pinv", "test/accuracy"]  # both are known of all runs
+    assert found["left"] == sum("seed=1" in label for label in labels)
 
 
 def finals(sweep: Path, width: int, seed: int) -> dict[str, float]:

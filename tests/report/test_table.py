@@ -109,6 +109,30 @@ def test_sweep_table_over_seeds(sweep):
     assert "(" not in lines[at + 2]
 
 
+@pytest.mark.parametrize(
+    ("final", "head"),
+    [
+        ({"val/accuracy": 0.5, "val/accuracy_std": 0.1}, ["status", "width", "val", "%", "sec"]),  # no test was made
+        ({"val/accuracy": 0.5, "test/accuracy": 0.4}, ["status", "width", "acc", "%", "sec"]),
+        (
+            {"test/real_auc": 0.5, "test/real_auc_std": 0.1, "test/new_accuracy": 0.5},  # a task's own
+            ["status", "width", "auc", "accuracy", "%", "sec"],
+        ),
+    ],
+)
+def test_a_sweep_shows_what_its_jobs_found(make_run, tmp_path, final, head):
+    for width in (8, 16):
+        folder = make_run(f"sweep/{width}", K=3, epochs=1, overrides=(f"model.width={width}",))
+        summary = json.loads((folder / "summary.json").read_text()) | {"final": final}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    table = text(sweep_table(job_folders(tmp_path / "sweep")))
+    assert next(line for line in table.splitlines() if line.strip().startswith("status")).split() == head
+    values = [f"{100 * v:.2f}" if "acc" in name else f"{v:.3g}" for name, v in final.items() if "std" not in name]
+    shown = values[1:] if "test/accuracy" in final else values
+    assert row(table, "2  done") == ["16", *shown, "12"]
+    assert ("NC1" in table) == ("auc" not in " ".join(final))
+
+
 def test_overrides_that_do_not_differ_are_said_once(make_run, tmp_path):
     for width in (8, 16):
         make_run(f"sweep/{width}", K=3, epochs=1, overrides=(f"model.width={width}", f"head.width={width}", "seed=3"))
