@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from ncdd.report.style import LARGE, MEDIUM, OKABE_ITO, SMALL, new_figure, plain_axes
 
 Row = dict[str, Any]
+CONTROL = "control: the distilled images, attacked on others"
 
 
 def continual_figure(rows: Sequence[Row]) -> Figure:
@@ -45,7 +46,8 @@ def membership_figure(rows: Sequence[Row]) -> Figure:
         ax.set_xticks(steps, [f"{step:g}" for step in steps])
         ax.minorticks_off()
         ax.axhline(0.5, color="#666666", linestyle=":")
-        ax.set_title(f"membership attacks, trained on {name} images", fontsize=LARGE, loc="left")
+        title = CONTROL if name == "control" else f"membership attacks, trained on {name} images"
+        ax.set_title(title, fontsize=LARGE, loc="left")
         ax.set_xlabel("training steps of the attacked network", fontsize=MEDIUM)
         plain_axes(ax)
     axes[0].set_ylabel("AUC", fontsize=MEDIUM)

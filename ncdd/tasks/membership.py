@@ -45,6 +45,9 @@ def membership(
 ) -> None:
     """Attack networks trained on a chunk of the train split, and on the set distilled from it (Zhou et al. 2022).
 
+    A control attacks the latter networks as if the next chunk, of which their set knows nothing, had been the members:
+    what it finds is the difference between the train and the test split. Of a single chunk there is none.
+
     chunks, members: the first chunks * members images; non-members are as many of the test split, drawn at random.
     images_per_class: of the distilled sets.  distil: `ncdd.distill.frepo.distil`.
     steps, protocol: each number of steps is one network, without BatchNorm, trained from scratch.
@@ -61,9 +64,8 @@ def membership(
     others_x, others_y = together(sample_loader(data, "test", members), bench.device)
     rows = kept_rows(bench.folder / TABLE) if bench.resume else []
     known = {(row["set"], row["chunk"], row["steps"]) for row in rows}
-    for chunk in range(chunks):
-        part = slice(chunk * members, (chunk + 1) * members)
-        x, y = real.images[part], real.labels[part]
+    parts = list(zip(real.images.split(members), real.labels.split(members), strict=True))[:chunks]
+    for chunk, (x, y) in enumerate(parts):
         learn = partial(
             distil,
             x,
@@ -75,16 +77,17 @@ def membership(
         )
         count = images_per_class * len(y.unique())
         learned = kept_set(bench, f"distilled_{chunk}.safetensors", count, learn)
-        sets = {"distilled": learned, "real": described(bench, x, y)}
-        further = partial(
-            attacked,
-            images=torch.cat([x, others_x]),
-            classes=torch.cat([y, others_y]),
-            loss=protocol.loss,
-            attacks=attacks,
-            seed=bench.seed,
-        )
-        for name, synthetic in sets.items():
+        cases = [("distilled", learned, (x, y)), ("real", described(bench, x, y), (x, y))]
+        cases += [("control", learned, parts[(chunk + 1) % chunks])] * (chunks > 1)
+        for name, synthetic, (inside_x, inside_y) in cases:
+            further = partial(
+                attacked,
+                images=torch.cat([inside_x, others_x]),
+                classes=torch.cat([inside_y, others_y]),
+                loss=protocol.loss,
+                attacks=attacks,
+                seed=bench.seed,
+            )
             for number in steps:
                 if (name, chunk, number) in known:
                     continue

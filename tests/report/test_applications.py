@@ -11,7 +11,7 @@ CONTINUAL = [
 ]
 MEMBERSHIP = [
     {"set": name, "chunk": chunk, "steps": steps, "loss_threshold_auc": auc + 0.1 * chunk, "loss_threshold_accuracy": 0}
-    for name, auc in (("distilled", 0.5), ("real", 0.7))
+    for name, auc in (("distilled", 0.5), ("real", 0.7), ("control", 0.4))
     for chunk in (0, 1)
     for steps in (10, 100)
 ]
@@ -37,8 +37,9 @@ def test_membership_is_a_mean_over_chunks():
     assert [ax.get_title(loc="left") for ax in axes] == [
         "membership attacks, trained on distilled images",
         "membership attacks, trained on real images",
+        "control: the distilled images, attacked on others",
     ]
-    for ax, auc in zip(axes, (0.55, 0.75), strict=True):
+    for ax, auc in zip(axes, (0.55, 0.75, 0.45), strict=True):
         assert list(ax.lines[0].get_xdata()) == [10, 100]
         assert list(ax.lines[0].get_ydata()) == pytest.approx([auc, auc])
         assert ax.lines[0].get_label() == "loss threshold"

@@ -107,22 +107,26 @@ def test_continual(command, process, tmp_path):  # noqa: F811
     same(folder, tmp_path / "run", "continual.csv", "memory_*.safetensors")
 
 
+SETS = ("distilled", "real", "control")
+
+
 def test_membership(command, tmp_path):
     code, _, err = command(*MEMBERSHIP, *SMALL)
     assert code == 0, err
     found = rows(tmp_path / "run/membership.csv")
-    assert [(r["set"], r["chunk"], r["steps"]) for r in found[:4]] == [
-        ("distilled", "0", "1"),
-        ("distilled", "0", "200"),
-        ("real", "0", "1"),
-        ("real", "0", "200"),
-    ]
+    expected = [(name, chunk, steps) for chunk in "01" for name in SETS for steps in ("1", "200")]
+    assert [(r["set"], r["chunk"], r["steps"]) for r in found] == expected
     auc = {
         name: sum(float(r["loss_threshold_auc"]) for r in found if (r["set"], r["steps"]) == (name, "200")) / 2
-        for name in ("distilled", "real")
+        for name in SETS
     }
+    for mine, others in zip(found[:2], found[4:6], strict=True):  # the same network, attacked on other images
+        assert mine["accuracy"] == others["accuracy"]
+        assert mine["loss_threshold_auc"] != others["loss_threshold_auc"]
     assert auc["real"] > 0.9  # a network tells the images that it has seen
-    assert auc["distilled"] < 0.75  # but hardly those from which its ten were made; the test split has other writers
+    assert (
+        max(auc["distilled"], auc["control"]) < 0.75
+    )  # but hardly those from which its ten were made; the test split has other writers
     assert len(SyntheticSet.load(tmp_path / "run/distilled_1.safetensors")) == 10
     final = json.loads((tmp_path / "run/summary.json").read_text())["final"]
     assert final["test/real_200_loss_threshold_auc"] == pytest.approx(auc["real"])
@@ -133,7 +137,7 @@ def test_membership(command, tmp_path):
     shutil.copytree(tmp_path / "run", folder)
     for name in ("DONE", "summary.json"):
         (folder / name).unlink()
-    write_rows(folder / "membership.csv", kept_rows(folder / "membership.csv")[:5])
+    write_rows(folder / "membership.csv", kept_rows(folder / "membership.csv")[:7])
     kept = SyntheticSet.load(folder / "distilled_0.safetensors")
     replace(kept, images=kept.images[:4], labels=kept.labels[:4]).save(folder / "distilled_0.safetensors")
     resumed = [*MEMBERSHIP, *SMALL[:-1], "figures=false", "resume=true"]
