@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from ncdd.report.distillation import LOSS
 from ncdd.report.folder import Array, Metrics
 from ncdd.report.style import (
     CLASSIFIER,
@@ -28,6 +29,7 @@ from ncdd.report.style import (
 
 TERMINAL_ACCURACY = 0.999  # Papyan, Han & Donoho (2020): the terminal phase starts where the train error vanishes
 TERMINAL_COLOUR = "#efefef"
+AROUND = "__train_means"
 FIXED_BELOW = 1e-6  # an error that is rounding from the first epoch on, of a head fixed to the ETF, is told, not drawn
 
 
@@ -94,7 +96,7 @@ def training_figure(metrics: Metrics) -> Figure | None:
     """Loss (log axis) and accuracy over epochs for every split; None where neither was logged."""
     found = {
         name: series
-        for split in SPLIT_COLOURS
+        for split in _splits(metrics)
         for name in (f"{split}/loss", f"{split}/accuracy")
         if (series := by_epoch(metrics, name)) is not None
     }
@@ -142,11 +144,21 @@ def collapse_figure(metrics: Metrics) -> Figure | None:
     return figure
 
 
+def _splits(metrics: Metrics) -> dict[str, str]:
+    """Colours of the splits that the trained network is measured on: val and test of a distillation are its set's."""
+    of_set = ("val", "test") if LOSS in metrics else ()
+    return {split: colour for split, colour in SPLIT_COLOURS.items() if split not in of_set}
+
+
 def _line_series(metrics: Metrics, line: Line) -> list[tuple[str, tuple[Array, Array]]]:
-    """(colour, series) of a line for each split that has it; the classifier's own value is the same for all."""
+    """(colour, series) of a line for each split that has it; the classifier's own value is the same for all.
+
+    Of distilled images the value around the class means of train, where there is one: a single image is its own mean.
+    """
     found = []
-    for split, colour in SPLIT_COLOURS.items():
-        if series := by_epoch(metrics, f"{split}/{line.metric}"):
+    for split, colour in _splits(metrics).items():
+        around = by_epoch(metrics, f"{split}/{line.metric}{AROUND}") if split == "distilled" else None
+        if series := around or by_epoch(metrics, f"{split}/{line.metric}"):
             epochs, values = series
             found.append(
                 (CLASSIFIER if line.classifier else colour, (epochs, 1 - values if line.complement else values))
@@ -217,9 +229,12 @@ def _terminal_key() -> Patch:
 def _split_legend(figure: Figure, metrics: Metrics, terminal: bool) -> None:
     """One legend for all panels: the colours of the splits, and the shade."""
     splits = {name.partition("/")[0] for name in metrics if "/nc" in name}
+    around = {"distilled": " around the train means"} if f"distilled/nc1_pinv{AROUND}" in metrics else {}
     keys: list[Line2D | Patch] = [
-        Line2D([], [], color=colour, linewidth=3, label=f"{split} features")
-        for split, colour in SPLIT_COLOURS.items()
+        Line2D(
+            [], [], color=colour, linewidth=3, label=f"{split} features{' around the train means' * (split in around)}"
+        )
+        for split, colour in _splits(metrics).items()
         if split in splits
     ]
     if any(name.endswith("/nc2_etf_W") for name in metrics):

@@ -5,7 +5,7 @@
   const DARK = matchMedia("(prefers-color-scheme: dark)");
   const BLUE = DARK.matches ? "#4aa3df" : "#0072B2"; // the palette's own is too dark on black
   const OKABE_ITO = [BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#8a8f94"];
-  const SPLITS = { train: BLUE, val: "#009E73", test: "#D55E00", real: "#CC79A7" };
+  const SPLITS = { train: BLUE, val: "#009E73", test: "#D55E00", real: "#CC79A7", real_test: "#D55E00", distilled: "#E69F00" };
   const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
   const NONE = "(none)";
   const FINEST = 1e-3; // of the scale of a Gram matrix: cosines are kept to 3e-5

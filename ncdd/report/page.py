@@ -94,8 +94,9 @@ def read_run(folder: Path) -> Run:
 def _images(job: Job) -> Path | None:
     """The picture of the set that was kept or, while there is no summary to say so, the last one."""
     grids = sorted((job.folder / "figures" / "distilled").glob("step_*.png"))
-    kept = f"step_{read_summary(job.folder).get('kept', 0):07}.png" if job.final else ""
-    return next((path for path in grids if path.name == kept), grids[-1] if grids else None)
+    kept = read_summary(job.folder).get("kept") if job.final else None
+    of_kept = [path for path in grids if kept is not None and path.stem == f"step_{kept:07}"]
+    return next(iter(of_kept or grids[-1:]), None)
 
 
 def _cosines(geometry: Geometry) -> tuple[dict[str, Array], Data]:

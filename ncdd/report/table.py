@@ -31,7 +31,9 @@ ROWS = (
     ("NC3  self-duality", "nc3_dual_etf"),
     ("NC4  agreement", "nc4_agree_bias"),
 )
-SPLITS = (("train", "/"), ("val", "/nc1_"), ("test", "/"), ("real", "/nc1_"))  # val has columns only with collapse
+SPLITS = (  # and the beginnings of what has to be logged of them
+    ("train", "/"), ("val", "/nc1_"), ("test", "/"), ("real", "/nc1_"), ("real_test", "/nc1_"), ("distilled", "/nc1_"),
+)  # fmt: skip
 RESULTS = (
     ("acc %", "test/accuracy"),
     ("aug %", "test/accuracy_augmented"),
@@ -69,7 +71,8 @@ def run_table(summary: Summary) -> RenderableType:
         return _training_table(summary, _run_title(summary), ROWS)
     parts: list[RenderableType] = [_set_table(summary)]
     if any("/nc1_" in name for name in summary["final"]):
-        parts += [Text(), _training_table(summary, "the network that learned with it", ROWS[1:])]
+        rows = [*ROWS[1:], ("NC1  at train means", "nc1_pinv__train_means")]
+        parts += [Text(), _training_table(summary, "the network that learned with it", rows)]
     return Group(*parts)
 
 
@@ -95,11 +98,12 @@ def _with_deviation(values: Mapping[str, float], name: str) -> str:
 
 
 def _training_table(summary: Summary, title: str, rows: Sequence[tuple[str, str]]) -> Table:
-    splits = [s for s, measured in SPLITS if any(name.startswith(s + measured) for name in summary["final"])]
+    marks = [(s, "/nc1_") for s, _ in SPLITS] if "distilled" in summary else SPLITS  # there, test is of the set
+    splits = [s for s, mark in marks if any(name.startswith(s + mark) for name in summary["final"])]
     table = _table(title, [""])
     for split in splits:
-        table.add_column(f"{split}: initial", justify="right", no_wrap=True)
-        table.add_column("-> final", justify="right", no_wrap=True, style="bold")
+        table.add_column(f"{split.replace('_', chr(10))}\ninitial", justify="right", vertical="bottom", no_wrap=True)
+        table.add_column("-> final", vertical="bottom", justify="right", no_wrap=True, style="bold")
     for label, metric in rows:
         cells = [
             number(metric, summary[part].get(f"{split}/{metric}")) for split in splits for part in ("initial", "final")

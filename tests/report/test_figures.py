@@ -164,6 +164,24 @@ def test_collapse_panels_show_the_values(metrics):
     assert r"\Sigma_B^{\dagger}" in nc1.get_title(loc="left")
 
 
+def test_a_distillation_shows_its_network_on_real_and_on_distilled_images(metrics):
+    joint = {"train/outer_loss": metrics["train/loss"], "test/ncc_accuracy": metrics["test/ncc_accuracy"]}
+    for name in ("nc1_pinv", "nc3_dual_etf", "accuracy"):
+        of_test, of_train = metrics[f"test/{name}"], metrics[f"train/{name}"]
+        joint |= {f"train/{name}": of_train, f"real_test/{name}": of_test, f"distilled/{name}": of_train}
+    joint["distilled/nc1_pinv__train_means"] = metrics["test/nc1_quotient"]
+    nc1, _, nc3, nc4 = collapse_figure(joint).axes
+    colours = [SPLIT_COLOURS[split] for split in ("train", "real_test", "distilled")]
+    for ax, last in ((nc1, "distilled/nc1_pinv__train_means"), (nc3, "distilled/nc3_dual_etf")):
+        assert [colour for colour, _ in lines(ax)] == colours
+        np.testing.assert_array_equal(lines(ax)[-1][1].T, joint[last])
+    assert lines(nc4) == []  # what the set teaches others is not the network's
+    (legend,) = collapse_figure(joint).legends
+    words = [text.get_text() for text in legend.get_texts()]
+    assert words[:3] == ["train features", "real_test features", "distilled features around the train means"]
+    assert [colour for colour, _ in lines(training_figure(joint).axes[1])] == colours
+
+
 def test_values_of_one_size_have_a_linear_axis_from_zero():
     epochs = np.arange(3.0)
     figure = collapse_figure({"train/nc3_dual_etf": (epochs, np.array([1.2, 1.1, 1.0]))})
