@@ -142,10 +142,15 @@ def misspelt(overrides: Sequence[str], conf: str) -> list[str]:
                     others.append(one_line(error))
     lines = []
     for key in unknown:
-        node, (name, *below) = cfg, key.split(".")
+        node, elsewhere, (name, *below) = cfg, "", key.split(".")
         while below and isinstance(child := OmegaConf.select(node, name), DictConfig):
+            if OmegaConf.is_interpolation(node, name):
+                elsewhere = OmegaConf.to_container(node, resolve=False)[name][2:-1]  # type: ignore[index, call-overload]
             node, (name, *below) = child, below
-        lines.append(f"{key}: no such setting; {suggest(name, [str(known) for known in node])}")
+        if elsewhere and name in node:
+            lines.append(f"{key}: it is that of {elsewhere}; set it there")
+        else:
+            lines.append(f"{key}: no such setting; {suggest(name, [str(known) for known in node])}")
     return lines + others if lines else []
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ncdd.distill import SyntheticSet
 from ncdd.report.folder import Summary, job_folders, job_overrides, read_metrics, read_summary
 from ncdd.report.style import DPI, MEDIUM, MUTED, OKABE_ITO, new_figure, plain_axes
+from ncdd.runfolder import SET
 
 HERE = Path(__file__).parent
 ARMS = {
@@ -46,11 +47,12 @@ ARMS = {
     "vs_dm_parts": "DM, four parts",
     "vs_joint_parts": "joint, ncc, four parts",
 }
-NETWORKS = {
-    "test/accuracy": "plain",
-    "test/accuracy_augmented": "augmented",
+NETWORKS = {"test/accuracy": "plain", "test/accuracy_augmented": "augmented"}
+OTHERS = {
     "test/accuracy_mlp": "MLP, plain",
+    "test/accuracy_augmented_mlp": "augmented",
     "test/accuracy_lenet": "LeNet, plain",
+    "test/accuracy_augmented_lenet": "augmented",
 }
 OWN = ("test/krr_accuracy", "test/ncc_accuracy")
 
@@ -143,6 +145,21 @@ def table(arms: dict[str, list[Job]], dm: Sequence[Job]) -> str:
                 f"{100 * fmean(own):.1f}" if own else "",
             ]
         )
+    return markdown(rows)
+
+
+def others_table(arms: dict[str, list[Job]]) -> str:
+    """Markdown: what other architectures learn from the sets, a row an arm."""
+    rows = [["", "n", *OTHERS.values()], ["---"] * (2 + len(OTHERS))]
+    for arm, seeds in arms.items():
+        numbers = [over_networks(seeds, metric) for metric in OTHERS]
+        rows.append(
+            [ARMS[arm], str(sum(job.networks for job in seeds)), *("" if n is None else str(n) for n in numbers)]
+        )
+    return markdown(rows)
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -222,7 +239,7 @@ def images(rows: dict[str, Path]) -> Figure:
     figure = new_figure(6.5, 0.52 * len(rows))
     axes = figure.subplots(len(rows), 10, squeeze=False, gridspec_kw={"hspace": 0.02, "wspace": 0.02})
     for line, (label, folder) in zip(axes, rows.items(), strict=True):
-        pixels = SyntheticSet.load(folder / "distilled.safetensors").pixels().numpy()
+        pixels = SyntheticSet.load(folder / SET).pixels().numpy()
         for ax, image in zip(line, tiled(pixels, isqrt(len(pixels) // 10)), strict=True):
             ax.imshow(image, cmap="gray", vmin=0, vmax=255)
             ax.set_axis_off()
@@ -231,7 +248,8 @@ def images(rows: dict[str, Path]) -> Figure:
 
 
 def tiled(pixels: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
-    """(10 side^2, 1, H, W), by class -> (10, H, W): those of a class in rows and columns, each as small as it was."""
+    """(10 side^2, 1, H, W), by class -> (10, H, W): those of a class in rows and columns, each at the size that it was learned at (softer, as the file
+    has them enlarged)."""
     height, width = pixels.shape[2:]
     parts = pixels.reshape(10, side, side, height // side, side, width // side, side).mean((4, 6))
     return parts.transpose(0, 1, 3, 2, 4).reshape(10, height, width)
@@ -250,6 +268,7 @@ def main(root: Path) -> None:
                 if not some:
                     continue
                 print(f"\n{per_class} a class, {title}\n\n{table(some, found.get('vs_dm', []))}")
+            print(f"\n{per_class} a class, other architectures\n\n{others_table(found)}")
     if ten := by_arm(arms, "1"):
         methods(ten).savefig(HERE / "methods.png", dpi=DPI)
         rows = {ARMS[arm]: seeds[0].folder for arm, seeds in ten.items() if not arm.endswith("_decay")}

@@ -175,7 +175,9 @@ class DistilledSet(pl.Callback):
         values = {f"test/{name}": value for name, value in method.measure(synthetic, loader).items()}
         if self.final_networks:
             count = f"{self.final_networks} network{'s' * (self.final_networks > 1)}"
-            log.info("testing the set of iteration %d: %s each for %s", self.kept, count, ", ".join(self.final))
+            wanted = [name for name, protocol in self.final.items() if protocol is not None]
+            also = f", also as {', '.join(self.architectures)}" if self.architectures else ""
+            log.info("testing the set of iteration %d: %s each for %s%s", self.kept, count, ", ".join(wanted), also)
         for name, protocol, new_network in self._finals(trainer, method, synthetic) if self.final_networks else ():
             found = evaluate(
                 synthetic,

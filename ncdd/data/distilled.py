@@ -174,9 +174,9 @@ def _check(path: Path, images: Tensor, labels: Tensor) -> None:
 def _match(path: str, images: Tensor, labels: Tensor, real: Source) -> tuple[Tensor, Tensor]:
     """Images as NCHW float32 or uint8 of the real size, labels as int64 (N,) or float32 (N, K); else an error."""
     shape, num_classes = real.train.shape, len(real.class_names)
-    if images.ndim == 4 and tuple(images.shape[1:]) != shape and images.shape[3] == shape[0]:
+    if tuple(images.shape[1:]) != shape and images.shape[3] == shape[0]:
         images = images.permute(0, 3, 1, 2).contiguous()
-    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+    if tuple(images.shape[1:]) != shape:
         raise ValueError(
             f"{path}: images of shape {tuple(images.shape)} do not fit {real.name}: "
             f"(N, {shape[0]}, {shape[1]}, {shape[2]}) or (N, {shape[1]}, {shape[2]}, {shape[0]}) is needed"
@@ -185,7 +185,7 @@ def _match(path: str, images: Tensor, labels: Tensor, real: Source) -> tuple[Ten
         images = images.float()
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels.squeeze(1)
-    if labels.ndim not in (1, 2) or (labels.ndim == 2 and labels.shape[1] != num_classes):
+    if labels.ndim == 2 and labels.shape[1] != num_classes:
         raise ValueError(
             f"{path}: labels of shape {tuple(labels.shape)} do not fit the {num_classes} classes of {real.name}: "
             f"(N,) or (N, {num_classes}) is needed"

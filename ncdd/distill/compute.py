@@ -43,13 +43,14 @@ def measured(device: torch.device | str) -> Iterator[Cost]:
     Memory is what tensors held at most on a GPU, and what the whole process held at most on a CPU (Linux only).
     """
     device = torch.device(device)
-    cost, start, cpu_start = Cost(hardware(device)), time.perf_counter(), time.process_time()
+    cost = Cost(hardware(device))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
         give_back()
         with suppress(OSError):  # where it cannot be reset, the peak is the process's so far
             Path("/proc/self/clear_refs").write_text("5")
+    start, cpu_start = time.perf_counter(), time.process_time()
     yield cost
     if device.type == "cuda":
         torch.cuda.synchronize(device)

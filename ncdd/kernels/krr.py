@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .network import Kernel, Variances
 
-CHUNK = 5000  # images at one time, where there is no gradient to find
-CACHED = 5 * 2**20  # bytes of them where there is, on a CPU
+CHUNK = 5000  # images that are predicted at one time
+CACHED = 5 * 2**20  # bytes of targets at one time in `kip_loss`, on a CPU
 
 
 def ridge(K: Tensor, y: Tensor, *, reg: float, relative: bool = True) -> Tensor:
@@ -82,7 +82,7 @@ def kip_loss(
     memory, and `backward` only hands them to support (n, ...) and labels (n, C); targets x (N, ...), y (N, C) get none.
 
     variances: ``kernel.variances(x)``, to spare computing them again
-    chunk: targets at one time; None: as many as ``kernel.memory`` holds the graph of
+    chunk: targets at one time; None: as many as ``kernel.memory`` holds the graph of and, on a CPU, its cache
     """
     wanted = torch.is_grad_enabled() and (support.requires_grad or labels.requires_grad)
     s, t = (z.detach().requires_grad_(wanted and z.requires_grad) for z in (support, labels))

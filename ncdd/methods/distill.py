@@ -59,7 +59,7 @@ class Distillation(pl.LightningModule):
         self.new_network, self.optimizer, self.scheduler = new_network, optimizer, scheduler
         self.images_per_class, self.init, self.learn_labels = images_per_class * partition**2, init, learn_labels
         self.sampling, self.partition = sampling, partition
-        self._losses: list[Tensor] = []
+        self._loss, self._updates = torch.zeros((), dtype=torch.float64), 0  # summed up since the last evaluation
 
     # ------------------------------------------------------------ what a method says
 
@@ -129,14 +129,15 @@ class Distillation(pl.LightningModule):
         optimizer.step()
         self.lr_schedulers().step()  # type: ignore[union-attr]
         self.after_update(batch)
-        self._losses.append(loss.detach())
+        self._loss, self._updates = self._loss + loss.detach(), self._updates + 1
         self.log("train/outer_loss", loss, prog_bar=True, logger=False)
         return loss
 
     def mean_loss(self) -> float | None:
         """Of the updates since it was last asked for, None of none; a checkpoint is made when all are told."""
-        losses, self._losses = self._losses, []
-        return float(torch.stack(losses).double().mean()) if losses else None
+        total, updates = self._loss, self._updates
+        self._loss, self._updates = torch.zeros_like(total), 0
+        return float(total) / updates if updates else None
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([{"params": list(self.learned())}])

@@ -1,6 +1,7 @@
 """The figure of a distillation: its loss, and what its set teaches, over iterations."""
 
 import re
+from itertools import cycle
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ def distillation_figure(metrics: Metrics, *, kept: float | None = None) -> Figur
         if (losses[1] > 0).all():
             log_axis(left[0])
     _axis(worth, "what is learned from the set")
-    for n, (name, colour) in enumerate(zip(dict.fromkeys(validated + tested), OKABE_ITO, strict=False)):
+    for n, (name, colour) in enumerate(zip(dict.fromkeys(validated + tested), cycle(OKABE_ITO), strict=False)):
         _worth(worth, metrics, name, colour, kept, shift=0.012 * n)
     worth.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
     if worth.has_data():

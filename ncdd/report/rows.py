@@ -29,18 +29,22 @@ Row = Mapping[str, Any]
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """A CSV, whole or not at all; the first row's keys are its columns."""
+    """A CSV, whole or not at all; the first row's keys are its columns. None and NaN are blanks."""
     out = io.StringIO()
     writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: "" if value != value else value for name, value in row.items()} for row in rows)
     write_text(path, out.getvalue())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of such a CSV, numbers as such but in the columns that hold names; NaN for a blank."""
     with path.open(newline="", encoding="utf-8") as file:
-        return [{k: v if k in NAMES else float(v or "nan") for k, v in row.items()} for row in csv.DictReader(file)]
+        return [{k: v if k in NAMES else _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str) -> int | float:
+    return int(text) if text.isdigit() else float(text or "nan")
 
 
 def print_rows(rows: Sequence[Row], *, title: str) -> None:

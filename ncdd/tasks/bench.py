@@ -39,7 +39,7 @@ class Bench:
     resume: bool
 
     def summarise(self, final: Mapping[str, float]) -> None:
-        """summary.json, as a training run leaves one."""
+        """summary.json, as a training run leaves one; the seconds of a resumed task are those of its last part."""
         facts: dict[str, Any] = {**self.record.facts, "epochs": 0, "seconds": round(self.record.seconds, 3)}
         facts["hardware"] = hardware(self.device)
         write_json(self.folder / "summary.json", {"status": "done", **facts, "initial": {}, "final": dict(final)})

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
 
 from ncdd.distill import SyntheticSet
-from ncdd.report.rows import Row
+from ncdd.report.rows import Row, read_rows
 from ncdd.tasks.bench import Bench
 
 log = logging.getLogger(__name__)
@@ -46,24 +44,15 @@ def kept_set(bench: Bench, name: str, count: int, learn: Callable[[], tuple[Tens
     if found != (*shapes, data.source_name, data.normalisation):
         raise ValueError(
             f"{path}: images {found[0]} with labels {found[1]} of {kept.dataset} are not what is asked for here; "
-            "remove the file to have them learned again"
+            f"remove {bench.folder} to begin anew"
         )
     log.info("%s was learned before", name)
     return kept
 
 
 def kept_rows(path: Path) -> list[Row]:
-    """The rows of a table as `ncdd.report.rows.write_rows` has written it, in the same types; none of no file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        rows: list[Row] = [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
-    log.info("%d rows of %s were there before", len(rows), path.name)
+    """The rows of a task's table; none of no file."""
+    rows: list[Row] = list(read_rows(path)) if path.exists() else []
+    if rows:
+        log.info("%d rows of %s were there before", len(rows), path.name)
     return rows
-
-
-def _value(text: str) -> str | int | float | None:
-    for kind in (int, float):
-        with suppress(ValueError):
-            return kind(text)
-    return text or None

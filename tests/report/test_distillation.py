@@ -97,6 +97,14 @@ def test_the_marks_are_at_the_set_that_was_tested(run):
     assert (mark.get_xydata().tolist(), caps, bars) == ([[50, 0.65]], (), ())
 
 
+def test_every_network_has_a_mark(run):
+    names = [f"test/accuracy_{n}" for n in range(9)]
+    head = ",".join(["epoch,step,val/accuracy,val/accuracy_std", *names])
+    (run / "metrics.csv").write_text(f"{head}\n0,0,0.5,0.1{',0.5' * 9}\n")
+    labels = {box.get_label() for box in distillation_figure(read_metrics(run, "step")).axes[0].containers}
+    assert labels == {f"accuracy {n}, test  50.0%" for n in range(9)}
+
+
 def test_one_loss_is_no_curve(run):
     (run / "metrics.csv").write_text("epoch,step,val/accuracy,train/outer_loss\n0,0,0.1,\n1,50,0.2,2.0\n")
     assert len(distillation_figure(read_metrics(run, "step")).axes) == 1

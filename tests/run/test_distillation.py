@@ -116,6 +116,10 @@ def test_without_a_validation_split_the_last_set_is_kept(command, tmp_path):
         (["+callbacks.distilled.tune.lr=[0.1]", "dataset.val_fraction=0"], "needs a validation split"),
         (["distill.iterations=0"], "error: distill.iterations=0: a number >= 1 is needed"),
         (["distil.iterations=3"], "error: distil.iterations: no such setting; did you mean distill?"),
+        (
+            ["method=frepo", "callbacks.distilled.final.accuracy_augmented.augment.strategy=flip"],
+            "augment.strategy: it is that of callbacks.distilled.protocol.augment; set it there",
+        ),
         (["dataset=distilled", "dataset.path=x.npz"], "a synthetic set is no data to distil by method=matching"),
         (["task=evaluate", "distilled=none.npz"], "distilled=none.npz: no file there"),
         (["distilled=x.safetensors"], "distilled=x.safetensors: name a task, task=..."),

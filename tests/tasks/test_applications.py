@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -155,7 +156,13 @@ def test_rows_are_read_back_as_they_were(tmp_path):
     given = [{"set": "real", "step": 3, "n": 1, "accuracy": 1 / 3, "accuracy_std": None}]
     assert kept_rows(tmp_path / "rows.csv") == []
     write_rows(tmp_path / "rows.csv", given)
-    assert kept_rows(tmp_path / "rows.csv") == given
+    (found,) = read = kept_rows(tmp_path / "rows.csv")
+    assert math.isnan(found.pop("accuracy_std")) and found == {k: v for k, v in given[0].items() if v is not None}
+    assert (type(found["step"]), type(found["accuracy"])) == (int, float)
+    found["accuracy_std"] = math.nan
+    before = (tmp_path / "rows.csv").read_bytes()
+    write_rows(tmp_path / "rows.csv", read)
+    assert (tmp_path / "rows.csv").read_bytes() == before
 
 
 def test_means_over_chunks():
