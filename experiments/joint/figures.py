@@ -248,8 +248,10 @@ def images(rows: dict[str, Path]) -> Figure:
 
 
 def tiled(pixels: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
-    """(10 side^2, 1, H, W), by class -> (10, H, W): those of a class in rows and columns, each at the size that it was learned at (softer, as the file
-    has them enlarged)."""
+    """(10 side^2, 1, H, W), by class -> (10, H, W): those of a class in rows and columns.
+
+    Each is as small as it was learned, but softer, as it was enlarged in between.
+    """
     height, width = pixels.shape[2:]
     parts = pixels.reshape(10, side, side, height // side, side, width // side, side).mean((4, 6))
     return parts.transpose(0, 1, 3, 2, 4).reshape(10, height, width)
