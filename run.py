@@ -23,7 +23,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 import ncdd.config as config
 import ncdd.runfolder as runfolder
 from ncdd.inherit import check_targets, inherit, named, run_config, set_config
-from ncdd.logs import start_logging, stop_logging
+from ncdd.logs import outliving_readers, start_logging, stop_logging
 from ncdd.sweep import end_with_sweep, job_folder, note
 
 log = logging.getLogger("ncdd")
@@ -65,12 +65,15 @@ def one_job(cfg: DictConfig) -> None:
             check_targets(made, job.overrides.task, Path(CONF), source=cfg.checkpoint or cfg.distilled)
             plain = inherit(plain, made, job.overrides.task)
         if not sweep and cfg.resume:
-            if stopped := runfolder.unfinished(folder.parent, plain):
+            named_folder = any(override.startswith("hydra.run.dir=") for override in job.overrides.hydra)
+            among = [folder] if named_folder else folder.parent.iterdir()
+            if stopped := runfolder.unfinished(among, plain):
                 if stopped != folder:
                     folder.rmdir()  # Hydra made it for a new run
                 folder = stopped
-            else:
-                print(f"nothing to resume: no unfinished run of this configuration in {folder.parent}; starting anew")
+            elif not (folder / "config.yaml").exists():
+                where = folder if named_folder else folder.parent
+                print(f"nothing to resume: no unfinished run of this configuration in {where}; starting anew")
         run = runfolder.open_run(folder, plain, resume=cfg.resume or sweep)
     except (ValueError, OSError, RuntimeError) as error:
         fail(error, None, sweep)
@@ -407,7 +410,8 @@ def main() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, instead of being printed and ending the program there
     sys.argv[1:] = [quoted(argument) for argument in sys.argv[1:]]
     try:
-        one_job()
+        with outliving_readers():
+            one_job()
     except KeyboardInterrupt:  # outside of training, whose Ctrl-C Lightning turns into SystemExit
         sys.exit("stopped; the same command goes on with a sweep, and with resume=true a run")
     except RuntimeError as error:  # of a launcher: a job's process was killed, or it cannot start any

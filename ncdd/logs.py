@@ -1,7 +1,47 @@
 """Where what a job says goes: all of it to its run.log, what matters to the terminal."""
 
 import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any, TextIO
+
+
+class Outliving:
+    """A stream whose reader may go, `| head` or a lost connection: the rest is dropped, and the work goes on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._drop()
+
+    def _drop(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())  # what is in its buffer goes there, too
+        os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def outliving_readers() -> Iterator[None]:
+    """Meanwhile go on without those who read what is printed."""
+    with redirect_stdout(Outliving(sys.stdout)), redirect_stderr(Outliving(sys.stderr)):
+        yield
 
 
 def start_logging(folder: Path) -> list[logging.Handler]:

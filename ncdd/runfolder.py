@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -94,12 +94,13 @@ def open_run(path: Path, config: Mapping[str, Any], *, resume: bool) -> RunFolde
     return RunFolder(path, checkpoint if resume and checkpoint.exists() else None, lock, resume)
 
 
-def unfinished(parent: Path, config: Mapping[str, Any]) -> Path | None:
-    """The newest run in `parent` that was begun with `config`, is not DONE and can go on.
+def unfinished(folders: Iterable[Path], config: Mapping[str, Any]) -> Path | None:
+    """The newest of these runs that was begun with `config`, is not DONE and can go on.
 
     Training goes on from a checkpoint, a task from what it has left in its folder.
     """
-    for path in sorted(parent.glob("*/config.yaml"), key=lambda p: p.stat().st_mtime, reverse=True):
+    configs = [path for folder in folders if (path := folder / "config.yaml").exists()]
+    for path in sorted(configs, key=lambda p: p.stat().st_mtime, reverse=True):
         folder = path.parent
         with contextlib.suppress(OSError, yaml.YAMLError):  # another run's damage is not this one's
             goes_on = config.get("task") or (folder / LAST).exists()

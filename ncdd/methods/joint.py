@@ -70,6 +70,8 @@ class Joint(Distillation):
             raise ValueError(f"objective={objective!r}: choose from {', '.join(OBJECTIVES)}")
         if pool_data not in ("S", "T", "S+T"):
             raise ValueError(f"method.pool_data={pool_data!r}: choose from S, T, S+T")
+        if not temperature > 0:
+            raise ValueError(f"method.temperature={temperature}: a number above 0 is needed")
         if covariance_weight and images_per_class * partition == 1:
             raise ValueError(
                 f"method.covariance_weight={covariance_weight}: one image a class has no covariance; use 0"

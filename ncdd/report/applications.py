@@ -51,5 +51,5 @@ def membership_figure(rows: Sequence[Row]) -> Figure:
         ax.set_xlabel("training steps of the attacked network", fontsize=MEDIUM)
         plain_axes(ax)
     axes[0].set_ylabel("AUC", fontsize=MEDIUM)
-    axes[0].legend(fontsize=SMALL, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=SMALL, frameon=False)
     return figure

@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 from ncdd.report.distillation import LOSS
 from ncdd.report.folder import Array, Metrics
 from ncdd.report.style import (
+    AT_TRAIN_MEANS,
     CLASSIFIER,
     LARGE,
     MEDIUM,
@@ -29,7 +30,6 @@ from ncdd.report.style import (
 
 TERMINAL_ACCURACY = 0.999  # Papyan, Han & Donoho (2020): the terminal phase starts where the train error vanishes
 TERMINAL_COLOUR = "#efefef"
-AROUND = "__train_means"
 FIXED_BELOW = 1e-6  # an error that is rounding from the first epoch on, of a head fixed to the ETF, is told, not drawn
 
 
@@ -153,11 +153,11 @@ def _splits(metrics: Metrics) -> dict[str, str]:
 def _line_series(metrics: Metrics, line: Line) -> list[tuple[str, tuple[Array, Array]]]:
     """(colour, series) of a line for each split that has it; the classifier's own value is the same for all.
 
-    Of distilled images the value around the class means of train, where there is one: a single image is its own mean.
+    Of distilled images the value at the class means of train, where there is one.
     """
     found = []
     for split, colour in _splits(metrics).items():
-        around = by_epoch(metrics, f"{split}/{line.metric}{AROUND}") if split == "distilled" else None
+        around = by_epoch(metrics, f"{split}/{line.metric}{AT_TRAIN_MEANS}") if split == "distilled" else None
         if series := around or by_epoch(metrics, f"{split}/{line.metric}"):
             epochs, values = series
             found.append(
@@ -229,11 +229,9 @@ def _terminal_key() -> Patch:
 def _split_legend(figure: Figure, metrics: Metrics, terminal: bool) -> None:
     """One legend for all panels: the colours of the splits, and the shade."""
     splits = {name.partition("/")[0] for name in metrics if "/nc" in name}
-    around = {"distilled": " around the train means"} if f"distilled/nc1_pinv{AROUND}" in metrics else {}
+    notes = {"distilled": " (NC1, NC4: at the train means)"} if f"distilled/nc1_pinv{AT_TRAIN_MEANS}" in metrics else {}
     keys: list[Line2D | Patch] = [
-        Line2D(
-            [], [], color=colour, linewidth=3, label=f"{split} features{' around the train means' * (split in around)}"
-        )
+        Line2D([], [], color=colour, linewidth=3, label=f"{split} features{notes.get(split, '')}")
         for split, colour in _splits(metrics).items()
         if split in splits
     ]

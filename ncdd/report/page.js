@@ -5,7 +5,7 @@
   const DARK = matchMedia("(prefers-color-scheme: dark)");
   const BLUE = DARK.matches ? "#4aa3df" : "#0072B2"; // the palette's own is too dark on black
   const OKABE_ITO = [BLUE, "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#8a8f94"];
-  const SPLITS = { train: BLUE, val: "#009E73", test: "#D55E00", real: "#CC79A7", real_test: "#D55E00", distilled: "#E69F00" };
+  const SPLITS = { train: BLUE, val: "#009E73", test: "#D55E00", real: "#CC79A7", real_test: "#882D00", distilled: "#E69F00" };
   const VIRIDIS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
   const NONE = "(none)";
   const FINEST = 1e-3; // of the scale of a Gram matrix: cosines are kept to 3e-5
@@ -405,10 +405,11 @@
 
   // ---- synthetic images
   function images() {
+    const shares = [...new Set([best, ...DATA.panels])].filter(isShare);
     const found = shown().filter((job) => job.images).map((job) => make("figure", {},
       make("img", { src: job.images, alt: `synthetic images of ${job.label}` }),
-      make("figcaption", {}, make("a", { href: job.href }, job.label), make("br"), `${best} ${number(best, job.final[best])}`)));
-    boxes.images.replaceChildren(found.length ? make("div", { class: "grams large" }, ...found) : "No run has left any.");
+      make("figcaption", {}, make("a", { href: job.href }, job.label), ...shares.flatMap((name) => [make("br"), `${name} ${number(name, job.final[name])}`]))));
+    boxes.images.replaceChildren(found.length ? make("div", { class: "sets" }, ...found) : "No run has left any.");
   }
 
   // ---- pages
@@ -481,30 +482,37 @@
     if (job.error) page.append(make("p", { class: "error" }, job.error));
 
     const initial = DATA.initial ?? {};
+    const measured = new Set([...DATA.metrics, ...logged]);
+    // of distilled images the value at the class means of train, where there is one: a single image is its own mean
+    const named = (split, base) => {
+      const atTrainMeans = `${split}/${base}__train_means`;
+      return split === "distilled" && measured.has(atTrainMeans) ? atTrainMeans : `${split}/${base}`;
+    };
+    const note = measured.has("distilled/nc1_pinv__train_means") ? " Of distilled images NC1 and NC4 are at the class means of train; train, real_test and distilled are of the network that learned with them, val and test of fresh ones." : "";
     const bases = (names) => [...new Set(names.map((name) => name.slice(name.indexOf("/") + 1)))];
     const splitsOf = (names) => Object.keys(SPLITS).filter((split) => names.some((name) => name.startsWith(split + "/")));
     const finals = (rows) => {
       const splits = splitsOf(rows.flatMap(([, base]) => DATA.metrics.filter((name) => name.slice(name.indexOf("/") + 1) === base)));
       const head = splits.flatMap((split) => [`${split}: initial`, "final"]).map((text) => make("th", { scope: "col", class: "number" }, text));
       const body = rows.map(([label, base]) => make("tr", {}, make("th", { scope: "row" }, label), ...splits.flatMap((split) =>
-        [initial, job.final].map((values) => make("td", { class: "number" }, number(base, values[`${split}/${base}`]))))));
+        [initial, job.final].map((values) => make("td", { class: "number" }, number(base, values[named(split, base)]))))));
       return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, make("th"), ...head)), make("tbody", {}, ...body)));
     };
     if (DATA.metrics.length) {
       const names = bases(DATA.metrics), main = DATA.rows.filter(([, base]) => names.includes(base));
-      page.append(section("Before and after training", null, ...(main.length ? [finals(main)] : []),
+      page.append(section("Before and after training", note, ...(main.length ? [finals(main)] : []),
         make("details", {}, make("summary", {}, `all ${names.length} metrics`), finals(names.map((name) => [name, name])))));
     }
     if (logged.length) {
       const names = bases(logged), splits = splitsOf(logged), wanted = DATA.rows.map(([, base]) => base).filter((base) => names.includes(base));
       const one = (base) => {
-        const lines = splits.filter((split) => curve(job, `${split}/${base}`)).map((split) => ({ name: split, colour: SPLITS[split], ...curve(job, `${split}/${base}`) }));
+        const lines = splits.filter((split) => curve(job, named(split, base))).map((split) => ({ name: split, colour: SPLITS[split], ...curve(job, named(split, base)) }));
         const values = lines.flatMap((line) => line.y);
         return chart({ title: base, series: lines, x: { label: "epoch", all: lines.flatMap((line) => extent(line.x)) }, y: { metric: base, label: base, log: decays(base, values), all: values } });
       };
       const other = make("div", { class: "charts single" }), rest = names.filter((name) => !wanted.includes(name));
       const draw = (base) => other.replaceChildren(one(base));
-      page.append(section("Learning curves", `Thinned to ${DATA.points} points a line; hover for values.`, legend("split", splits.map((split) => [split, SPLITS[split]])), make("div", { class: "charts" }, ...wanted.map(one))));
+      page.append(section("Learning curves", `Thinned to ${DATA.points} points a line; hover for values.${note}`, legend("split", splits.map((split) => [split, SPLITS[split]])), make("div", { class: "charts" }, ...wanted.map(one))));
       if (rest.length) { 
         draw(first(rest, "nc1_quotient"));
         page.append(make("div", { class: "bar" }, select("another metric", metricChoices(rest), first(rest, "nc1_quotient"), draw)), other);

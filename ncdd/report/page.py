@@ -45,7 +45,7 @@ FEWEST_POINTS = 16
 POINTS = 450_000  # of all lines together: 3 MB
 GRAM_SIDE = {"run": 150, "sweep": 48}  # classes shown
 LARGEST_IMAGE = 2_000_000  # bytes
-THUMBNAIL = 420  # pixels to a side
+THUMBNAIL = 600  # pixels to a side
 
 Data = dict[str, Any]
 

@@ -20,8 +20,9 @@ from ncdd.report.folder import Array, Metrics
 # Okabe & Ito (2008); the same split has the same colour in every figure.
 SPLIT_COLOURS = {
     "train": "#0072B2", "val": "#009E73", "test": "#D55E00", "real": "#CC79A7",
-    "real_test": "#D55E00", "distilled": "#E69F00",  # where `test` is what a distilled set teaches
+    "real_test": "#882D00", "distilled": "#E69F00",  # where `test` is what a distilled set teaches
 }  # fmt: skip
+AT_TRAIN_MEANS = "__train_means"  # of distilled images, where logged: a single image a class is its own mean
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#222222")
 CLASSIFIER = "#222222"
 MUTED = "#666666"

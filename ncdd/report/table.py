@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ncdd.report.folder import Summary, error_line, job_overrides, job_status, read_summary
+from ncdd.report.style import AT_TRAIN_MEANS
 
 ROWS = (
     ("accuracy", "accuracy"),
@@ -71,8 +72,10 @@ def run_table(summary: Summary) -> RenderableType:
         return _training_table(summary, _run_title(summary), ROWS)
     parts: list[RenderableType] = [_set_table(summary)]
     if any("/nc1_" in name for name in summary["final"]):
-        rows = [*ROWS[1:], ("NC1  at train means", "nc1_pinv__train_means")]
-        parts += [Text(), _training_table(summary, "the network that learned with it", rows)]
+        title = "the network that learned with it"
+        if any(name.startswith("distilled/nc1_") for name in summary["final"]):
+            title += " (distilled: NC1 and NC4 at the class means of train)"
+        parts += [Text(), _training_table(summary, title, ROWS[1:])]
     return Group(*parts)
 
 
@@ -105,12 +108,15 @@ def _training_table(summary: Summary, title: str, rows: Sequence[tuple[str, str]
         table.add_column(f"{split.replace('_', chr(10))}\ninitial", justify="right", vertical="bottom", no_wrap=True)
         table.add_column("-> final", vertical="bottom", justify="right", no_wrap=True, style="bold")
     for label, metric in rows:
-        cells = [
-            number(metric, summary[part].get(f"{split}/{metric}")) for split in splits for part in ("initial", "final")
-        ]
+        cells = [_cell(summary[part], split, metric) for split in splits for part in ("initial", "final")]
         if set(cells) - {"-"}:
             table.add_row(label, *cells)
     return table
+
+
+def _cell(values: Mapping[str, float], split: str, metric: str) -> str:
+    own = values.get(f"{split}/{metric}")
+    return number(metric, values.get(f"{split}/{metric}{AT_TRAIN_MEANS}", own) if split == "distilled" else own)
 
 
 def _run_title(summary: Summary) -> str:

@@ -59,6 +59,11 @@ def membership(
     """
     data = bench.data
     check_names(attacks=(attacks, ATTACKS))
+    for key, wanted in (("steps", [*map(str, steps)]), ("attacks", [*attacks])):
+        if not wanted or len(set(wanted)) < len(wanted):
+            raise ValueError(f"task.{key}=[{','.join(wanted)}]: at least one is needed, and none twice")
+    if min(steps) < 1:
+        raise ValueError(f"task.steps={list(steps)}: numbers >= 1 are needed")
     check_sizes(data, chunks, members)
     real = real_images(data).to(bench.device)
     others_x, others_y = together(sample_loader(data, "test", members), bench.device)
@@ -94,7 +99,8 @@ def membership(
                 longer = replace(protocol, steps=number)
                 numbers = trained(bench, synthetic, longer, further, fold_in(bench.seed, chunk))
                 rows.append({"set": name, "chunk": chunk, "steps": number, **numbers})
-                log.info("chunk %d, %s, %d steps: %s", chunk, name, number, numbers)
+                auc = ", ".join(f"{attack} {numbers[f'{attack}_auc']:.2f}" for attack in attacks)
+                log.info("chunk %d, %s, %d steps: AUC %s", chunk, name, number, auc)
                 write_rows(bench.folder / TABLE, rows)
     means = mean_rows(rows)
     bench.summarise({f"test/{row['set']}_{row['steps']}_{k}": row[k] for row in means for k in row if "auc" in k})
@@ -105,6 +111,8 @@ def membership(
 
 def check_sizes(data: ImageDataModule, chunks: int, members: int) -> None:
     """ValueError where there are too few images, or too few are asked for."""
+    if chunks < 1:
+        raise ValueError(f"task.chunks={chunks}: a number >= 1 is needed")
     if members < FEWEST:
         raise ValueError(
             f"task.members={members}: at least {FEWEST} are needed, of which attacks are fitted to a quarter"

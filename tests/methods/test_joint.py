@@ -263,6 +263,7 @@ def test_evaluations_train_a_learned_head_whatever_the_method(trained):
         ({"pool_data": "TS"}, r"method\.pool_data='TS': choose from S, T, S\+T"),
         ({"partition": 0}, r"method\.partition=0: a number >= 1"),
         ({"covariance_weight": 1.0}, r"method\.covariance_weight=1\.0: one image a class"),
+        ({"temperature": 0.0}, "method.temperature=0.0: a number above 0 is needed"),
     ],
 )
 def test_mistakes_are_named(changes, message):

@@ -178,7 +178,7 @@ def test_a_distillation_shows_its_network_on_real_and_on_distilled_images(metric
     assert lines(nc4) == []  # what the set teaches others is not the network's
     (legend,) = collapse_figure(joint).legends
     words = [text.get_text() for text in legend.get_texts()]
-    assert words[:3] == ["train features", "real_test features", "distilled features around the train means"]
+    assert words[:3] == ["train features", "real_test features", "distilled features (NC1, NC4: at the train means)"]
     assert [colour for colour, _ in lines(training_figure(joint).axes[1])] == colours
 
 

@@ -279,8 +279,8 @@ def test_sets_are_side_by_side(sweep):
     assert list(shown) == [one.name, other.name]
     for name, colour in ((one.name, (0, 0, 255)), (other.name, (0, 255, 0))):
         picture = Image.open(io.BytesIO(base64.b64decode(shown[name].partition(",")[2])))
-        assert picture.size == (420, 280)
-        assert picture.getpixel((200, 100)) == pytest.approx(colour, abs=12)  # of a lossy format
+        assert picture.size == (600, 400)
+        assert picture.getpixel((300, 200)) == pytest.approx(colour, abs=12)  # of a lossy format
     assert "test/accuracy_augmented" in data["panels"]
     script = """
         const seen = { sets: all("img").map((image) => image.alt) };

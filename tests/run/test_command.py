@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import zipfile
 
 import numpy as np
@@ -210,6 +211,24 @@ def test_a_run_killed_just_before_its_end_is_finished(command, tmp_path):
     assert (tmp_path / "runs/a/metrics.csv").read_text() == metrics
 
 
+def test_a_named_folder_is_gone_on_with_and_no_other(command, tmp_path):
+    assert command(*TINY, "hydra.run.dir=runs/a")[0] == 0
+    (tmp_path / "runs/a/DONE").unlink()
+    shutil.copytree(tmp_path / "runs/a", tmp_path / "runs/newer")
+    code, out, err = command(*TINY, "hydra.run.dir=runs/a", "resume=true")
+    assert code == 0, err
+    assert (tmp_path / "runs/a/DONE").exists() and not (tmp_path / "runs/newer/DONE").exists()
+    code, out, err = command(*TINY, "hydra.run.dir=runs/newer", "resume=true", "model.width=8")
+    assert (code, "holds a run of another config" in err, "nothing to resume" in out) == (1, True, False)
+
+
+def test_a_run_outlives_those_who_read_it(process, tmp_path):
+    running = process(*TINY, "hydra.run.dir=run")
+    running.stdout.close()  # as `| head` does
+    assert running.wait() == 0
+    assert (tmp_path / "run/DONE").exists()
+
+
 def test_a_sweep_does_not_pass_off_an_older_result_as_its_own(command, tmp_path):
     sweep = ["-m", *TINY, "name=old", "seed=0"]
     assert command(*sweep)[0] == 0
@@ -246,7 +265,7 @@ def test_a_damaged_checkpoint_is_named(command, tmp_path):
     last = folder / "checkpoints/last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     assert not zipfile.is_zipfile(last)
-    code, _, err = command(*TINY, "hydra.run.dir=runs/b", "resume=true")
+    code, _, err = command(*TINY, "hydra.run.dir=runs/a", "resume=true")
     assert code == 1
     assert f"checkpoint {last} is damaged or not a checkpoint" in err
 

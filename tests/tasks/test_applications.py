@@ -177,6 +177,11 @@ def test_means_over_chunks():
         (["task=continual", "task.images_per_class=1000"], "images_per_class=1000: class"),
         (["task=membership", "task.members=10000"], "task.chunks=5, task.members=10000: digits has"),
         (["task=membership", "task.members=50"], "task.members=50: at least 100 are needed"),
+        (["task=membership", "task.chunks=0"], "task.chunks=0: a number >= 1 is needed"),
+        (["task=membership", "task.steps=[]"], "task.steps=[]: at least one is needed, and none twice"),
+        (["task=membership", "task.steps=[10,10]"], "task.steps=[10,10]: at least one is needed, and none twice"),
+        (["task=membership", "task.steps=[5,-1]"], "task.steps=[5, -1]: numbers >= 1 are needed"),
+        (["task=membership", "task.attacks=[]"], "task.attacks=[]: at least one is needed, and none twice"),
         (["task=membership", "task.attacks=[svm]"], "task.attacks: no 'svm'; choose from loss_threshold"),
     ],
 )
