@@ -54,6 +54,13 @@ OTHERS = {
     "test/accuracy_lenet": "LeNet, plain",
     "test/accuracy_augmented_lenet": "augmented",
 }
+RIVALS = (
+    ("vs_joint", "vs_dm"),
+    ("vs_joint", "vs_dm_decay"),
+    ("vs_joint_means", "vs_dm"),
+    ("vs_joint_parts", "vs_dm_parts"),
+    ("vs_frepo_labels", "vs_dm"),
+)
 OWN = ("test/krr_accuracy", "test/ncc_accuracy")
 
 
@@ -163,10 +170,24 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def difference(seeds: Sequence[Job], others: Sequence[Job]) -> str:
+def differences_table(arms: dict[str, list[Job]]) -> str:
+    """Markdown: what joint has before DM, on every network."""
+    metrics = {**NETWORKS, **OTHERS}
+    rows = [["", "seeds", *metrics.values()], ["---"] * (2 + len(metrics))]
+    for arm, other in RIVALS:
+        if arm in arms and other in arms:
+            mine, theirs = arms[arm], arms[other]
+            shared = {job.overrides["seed"] for job in mine} & {job.overrides["seed"] for job in theirs}
+            cells = [difference(mine, theirs, metric) for metric in metrics]
+            rows.append([f"{ARMS[arm]} less {ARMS[other]}", str(len(shared)), *cells])
+    return markdown(rows)
+
+
+def difference(seeds: Sequence[Job], others: Sequence[Job], metric: str = "test/accuracy_augmented") -> str:
     """Mean, and deviation over seeds, of what these have before the others of the same seed: of the same networks."""
-    theirs = {job.overrides["seed"]: job.final["test/accuracy_augmented"] for job in others}
-    mine = {job.overrides["seed"]: job.final["test/accuracy_augmented"] for job in seeds}
+    mine, theirs = (
+        {job.overrides["seed"]: job.final[metric] for job in some if metric in job.final} for some in (seeds, others)
+    )
     found = [100 * (mine[seed] - theirs[seed]) for seed in mine if seed in theirs]
     return f"{fmean(found):+.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "") if found else ""
 
@@ -271,6 +292,7 @@ def main(root: Path) -> None:
                     continue
                 print(f"\n{per_class} a class, {title}\n\n{table(some, found.get('vs_dm', []))}")
             print(f"\n{per_class} a class, other architectures\n\n{others_table(found)}")
+            print(f"\n{per_class} a class, differences\n\n{differences_table(found)}")
     if ten := by_arm(arms, "1"):
         methods(ten).savefig(HERE / "methods.png", dpi=DPI)
         rows = {ARMS[arm]: seeds[0].folder for arm, seeds in ten.items() if not arm.endswith("_decay")}

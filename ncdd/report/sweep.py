@@ -43,6 +43,7 @@ NO_AXIS = {
 }  # fmt: skip
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 MOST_COLUMNS = 24
+MOST_LETTERS = 40  # beside one another below a panel
 LABELS = {
     "accuracy": "accuracy",
     "loss": "loss",
@@ -352,7 +353,10 @@ def _x_axis(ax: Axes, x: str | None, positions: Mapping[str | None, float], *, n
         if at.min() > 0 and at.max() >= 4 * at.min():
             ax.set_xscale("log")
         ax.margins(x=0.06)
-        ax.set_xticks(at, [_shown(value) for value in positions] if x else [""])
+        names = [_shown(value) for value in positions] if x else [""]
+        ax.set_xticks(at, names)
+        if sum(map(len, names)) > MOST_LETTERS:  # upright, and below the last panel of a column only
+            ax.tick_params("x", labelrotation=90, labelsize=SMALL, labelbottom=named)
         ax.set_xticks([], minor=True)
         ax.set_xlabel(x.rpartition(".")[2], fontsize=MEDIUM)
     if not named:

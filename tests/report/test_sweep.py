@@ -30,6 +30,17 @@ def job(status="done", final=None, **overrides) -> Job:
     return Job(Path("nowhere"), status, named, {"test/accuracy": 0.5} if final is None else final, 1.0, "")
 
 
+@pytest.mark.parametrize(
+    ("names", "turned"), [("abc", 0), (["a_long_name", "another_long_name", "the_third_long_name"], 90)]
+)
+def test_many_letters_stand_upright_below_the_last_panel(names, turned):
+    panels = ["test/accuracy", "test/accuracy_augmented"]
+    jobs = [job(recipe=name, distill__n=n, final=dict.fromkeys(panels, 0.5)) for name in names for n in (1, 10)]
+    axes = sweep_figure(jobs, panels, columns="distill.n").axes
+    rotations = [[label.get_rotation() for label in ax.get_xticklabels()] for ax in axes]
+    assert rotations == [[] if turned else [0] * 3] * 2 + [[turned] * 3] * 2
+
+
 @pytest.fixture
 def sweep(make_run, tmp_path):
     """Widths 8, 16, 128 x learning rates x two seeds, and one job that failed."""
