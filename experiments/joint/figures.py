@@ -61,6 +61,12 @@ RIVALS = (
     ("vs_joint_parts", "vs_dm_parts"),
     ("vs_frepo_labels", "vs_dm"),
 )
+AGE_ROWS = (
+    ("NC1, train", "train/nc1_pinv", "{:.2f}"),
+    ("accuracy of that network, test", "real_test/accuracy", "{:.1%}"),
+    ("nearest mean of the ten images, test", "test/ncc_accuracy", "{:.1%}"),
+)
+HEADS = (("etf", "null"), ("linear", "null"), ("etf", "K"), ("linear", "K"))
 OWN = ("test/krr_accuracy", "test/ncc_accuracy")
 
 
@@ -192,6 +198,31 @@ def difference(seeds: Sequence[Job], others: Sequence[Job], metric: str = "test/
     return f"{fmean(found):+.1f}" + (f" ± {stdev(found):.1f}" if len(found) > 1 else "") if found else ""
 
 
+def age_table(of_age: Sequence[Job]) -> str:
+    """Markdown: a column a maximum age, values as mean over seeds, accuracy of fresh networks over all networks."""
+    by_age: dict[str, list[Job]] = defaultdict(list)
+    for job in of_age:
+        by_age[job.overrides["method.pool.max_age"]].append(job)
+    ages = sorted(by_age, key=lambda age: float("inf") if age == "null" else float(age))
+    rows = [["maximum age", *("none" if age == "null" else age for age in ages)], ["---"] * (1 + len(ages))]
+    rows.append(["n", *(str(sum(job.networks for job in by_age[age])) for age in ages)])
+    for label, metric, shown in AGE_ROWS:
+        rows.append([label, *(shown.format(fmean(job.final[metric] for job in by_age[age])) for age in ages)])
+    rows.append(["**fresh networks**", *(str(over_networks(by_age[age], "test/accuracy_augmented")) for age in ages)])
+    return markdown(rows)
+
+
+def heads_table(of_heads: Sequence[Job]) -> str:
+    """Markdown: a row a head and dimension of the features."""
+    rows = [["head", "dimension", "n", "fresh networks, augmented"], ["---"] * 4]
+    for head, dimension in HEADS:
+        chosen = {"head": head, "model.feature_dim": dimension}
+        if seeds := [job for job in of_heads if chosen.items() <= job.overrides.items()]:
+            count = str(sum(job.networks for job in seeds))
+            rows.append([head, dimension, count, str(over_networks(seeds, "test/accuracy_augmented"))])
+    return markdown(rows)
+
+
 def methods(arms: dict[str, list[Job]]) -> Figure:
     """Accuracy of fresh networks on ten images of every method."""
     figure = new_figure(6.5, 0.36 * len(arms) + 0.8)
@@ -279,8 +310,8 @@ def tiled(pixels: NDArray[np.uint8], side: int) -> NDArray[np.float64]:
 
 
 def main(root: Path) -> None:
-    age, arms, decay, way, inverted = (
-        jobs(root / "multirun" / f"joint_{name}") for name in ("age", "vs_all", "decay", "compute", "invert")
+    age, heads, arms, decay, way, inverted = (
+        jobs(root / "multirun" / f"joint_{name}") for name in ("age", "heads", "vs_all", "decay", "compute", "invert")
     )
     arms += decayed(decay)
     for per_class in ("1", "10"):
@@ -300,6 +331,11 @@ def main(root: Path) -> None:
         images(rows).savefig(HERE / "sets.png", dpi=DPI)
     if found := by_arm(way, "1"):
         compute(found).savefig(HERE / "compute.png", dpi=DPI)
+    for blocks in ("false", "true"):
+        if some := [job for job in age if job.overrides["method.match_blocks"].lower() == blocks]:
+            print(f"\nAge of the pool, match_blocks={blocks}\n\n{age_table(some)}")
+    if heads:
+        print(f"\nHeads\n\n{heads_table(heads)}")
     if age and inverted:
         collapse(age, inverted, root / "runs").savefig(HERE / "collapse.png", dpi=DPI)
 
