@@ -265,13 +265,14 @@ def collapse(of_age: list[Job], inverted: list[Job], runs: Path) -> Figure:
     """Accuracy of fresh networks against the collapse of those that taught the images."""
     figure = new_figure(5, 3.4)
     ax = figure.subplots()
-    for colour, blocks, label in ((OKABE_ITO[0], "false", "the features"), (OKABE_ITO[1], "true", "every block too")):
+    for colour, blocks, label in ((OKABE_ITO[0], "false", "a pool"), (OKABE_ITO[1], "true", "a pool, every block")):
         mine = [job.final for job in of_age if job.overrides["method.match_blocks"].lower() == blocks]
-        points([f["train/nc1_pinv"] for f in mine], mine, ax, colour, label)
+        if mine:
+            points([f["train/nc1_pinv"] for f in mine], mine, ax, colour, label)
     one = read_summary(runs / "one_go")["final"]
     points([one["train/nc1_pinv"]], [one], ax, OKABE_ITO[4], "one network, trained to the end")
     frozen = read_summary(runs / "frozen")["final"]["train/nc1_pinv"]
-    points([frozen] * len(inverted), [job.final for job in inverted], ax, OKABE_ITO[2], "inverted, frozen network")
+    points([frozen] * len(inverted), [job.final for job in inverted], ax, OKABE_ITO[2], "inverted: one frozen network")
     ax.set_xlim(1.75, 0.2)
     ax.set_xlabel("NC1 of the network on real images; collapse is to the right", fontsize=MEDIUM)
     ax.set_ylabel("accuracy of fresh networks, %", fontsize=MEDIUM)
