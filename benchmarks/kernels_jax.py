@@ -4,8 +4,8 @@
       --with "numpy<2" --with "scipy<1.13" benchmarks/kernels_jax.py [--repeats 15] [--dtype float64]
 
 Its releases want an older JAX than a project has, so this file stands alone: it imports nothing of ncdd. A step of KIP
-is one jitted function of the batch: kernels, ridge regression as in `ncdd.kernels.kip_loss`, gradient, Adam. CPU time, the least of
-repeats; a float32 run has JAX's 64-bit types off, since otherwise constants widen it.
+is one jitted function of the batch: kernels, ridge regression as in `ncdd.kernels.kip_loss`, gradient, Adam. CPU time,
+the least of repeats; a float32 run has JAX's 64-bit types off, since otherwise constants widen it.
 """
 
 import argparse
