@@ -65,14 +65,13 @@ def one_job(cfg: DictConfig) -> None:
             check_targets(made, job.overrides.task, Path(CONF), source=cfg.checkpoint or cfg.distilled)
             plain = inherit(plain, made, job.overrides.task)
         if not sweep and cfg.resume:
-            named_folder = any(override.startswith("hydra.run.dir=") for override in job.overrides.hydra)
-            among = [folder] if named_folder else folder.parent.iterdir()
+            among = [folder] if named_folder(job) else folder.parent.iterdir()
             if stopped := runfolder.unfinished(among, plain):
                 if stopped != folder:
                     folder.rmdir()  # Hydra made it for a new run
                 folder = stopped
             elif not (folder / "config.yaml").exists():
-                where = folder if named_folder else folder.parent
+                where = folder if named_folder(job) else folder.parent
                 print(f"nothing to resume: no unfinished run of this configuration in {where}; starting anew")
         run = runfolder.open_run(folder, plain, resume=cfg.resume or sweep)
     except (ValueError, OSError, RuntimeError) as error:
@@ -97,7 +96,7 @@ def one_job(cfg: DictConfig) -> None:
         fail(error, run, sweep)
     except SystemExit as stop:  # how Lightning ends at Ctrl-C, and StopSignals at a signal
         stop_processes()
-        again = shlex.join(["python", "run.py", *job.overrides.task, "resume=true"])
+        again = shlex.join(["python", "run.py", *job.overrides.task, *named_folder(job), "resume=true"])
         again = "the same command" if sweep else f"`{again}`"
         print(f"stopped; {again} goes on: {os.path.relpath(folder)}", file=sys.stderr)
         sys.exit(stop.code or 1)  # submitit's code asks for the queue
@@ -106,6 +105,11 @@ def one_job(cfg: DictConfig) -> None:
         run.lock.close()
         if wandb := sys.modules.get("wandb"):
             wandb.finish(exit_code=exit_code)
+
+
+def named_folder(job: Any) -> list[str]:
+    """The override that names the run's folder, if there is one."""
+    return [override for override in job.overrides.hydra if override.startswith("hydra.run.dir=")]
 
 
 def work(plain: dict[str, Any], run: runfolder.RunFolder, job: Any) -> None:

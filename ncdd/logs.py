@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 
 class Outliving:
-    """A stream whose reader may go, `| head` or a lost connection: the rest is dropped, and the work goes on."""
+    """A stream whose reader may go, as `| head` does: the rest is dropped, and the work goes on."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -41,7 +41,11 @@ class Outliving:
 def outliving_readers() -> Iterator[None]:
     """Meanwhile go on without those who read what is printed."""
     with redirect_stdout(Outliving(sys.stdout)), redirect_stderr(Outliving(sys.stderr)):
-        yield
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
 
 
 def start_logging(folder: Path) -> list[logging.Handler]:

@@ -337,7 +337,7 @@ def main(root: Path) -> None:
             print(f"\nAge of the pool, match_blocks={blocks}\n\n{age_table(some)}")
     if heads:
         print(f"\nHeads\n\n{heads_table(heads)}")
-    if age and inverted:
+    if age and inverted and all((root / "runs" / run / "DONE").exists() for run in ("one_go", "frozen")):
         collapse(age, inverted, root / "runs").savefig(HERE / "collapse.png", dpi=DPI)
 
 

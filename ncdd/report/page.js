@@ -215,8 +215,8 @@
   const metricChoices = (names) => names.map((name) => [name, name]);
   const first = (names, ...wanted) => wanted.find((name) => names.includes(name)) ?? names[0];
 
-  const varied = DATA.axes.filter((key) => settings(DATA.jobs.filter((job) => job.status === "done"), key).length > 1 && key !== "seed");
   const finished = DATA.jobs.filter((job) => job.status === "done");
+  const varied = DATA.axes.filter((key) => settings(finished, key).length > 1 && key !== "seed");
   const best = first(DATA.metrics, "test/accuracy", ...DATA.panels);
   const others = DATA.metrics.filter((name) => name !== best && finished.every((job) => known(job.final[name])));
   const state = {
@@ -488,31 +488,32 @@
       const atTrainMeans = `${split}/${base}__train_means`;
       return split === "distilled" && measured.has(atTrainMeans) ? atTrainMeans : `${split}/${base}`;
     };
+    const plain = (split, base) => `${split}/${base}`;
     const note = measured.has("distilled/nc1_pinv__train_means") ? " Of distilled images NC1 and NC4 are at the class means of train; train, real_test and distilled are of the network that learned with them, val and test of fresh ones." : "";
     const bases = (names) => [...new Set(names.map((name) => name.slice(name.indexOf("/") + 1)))];
     const splitsOf = (names) => Object.keys(SPLITS).filter((split) => names.some((name) => name.startsWith(split + "/")));
-    const finals = (rows) => {
+    const finals = (rows, at) => {
       const splits = splitsOf(rows.flatMap(([, base]) => DATA.metrics.filter((name) => name.slice(name.indexOf("/") + 1) === base)));
       const head = splits.flatMap((split) => [`${split}: initial`, "final"]).map((text) => make("th", { scope: "col", class: "number" }, text));
       const body = rows.map(([label, base]) => make("tr", {}, make("th", { scope: "row" }, label), ...splits.flatMap((split) =>
-        [initial, job.final].map((values) => make("td", { class: "number" }, number(base, values[named(split, base)]))))));
+        [initial, job.final].map((values) => make("td", { class: "number" }, number(base, values[at(split, base)]))))));
       return make("div", { class: "scroll" }, make("table", {}, make("thead", {}, make("tr", {}, make("th"), ...head)), make("tbody", {}, ...body)));
     };
     if (DATA.metrics.length) {
       const names = bases(DATA.metrics), main = DATA.rows.filter(([, base]) => names.includes(base));
-      page.append(section("Before and after training", note, ...(main.length ? [finals(main)] : []),
-        make("details", {}, make("summary", {}, `all ${names.length} metrics`), finals(names.map((name) => [name, name])))));
+      page.append(section("Before and after training", note, ...(main.length ? [finals(main, named)] : []),
+        make("details", {}, make("summary", {}, `all ${names.length} metrics`), finals(names.map((name) => [name, name]), plain))));
     }
     if (logged.length) {
       const names = bases(logged), splits = splitsOf(logged), wanted = DATA.rows.map(([, base]) => base).filter((base) => names.includes(base));
-      const one = (base) => {
-        const lines = splits.filter((split) => curve(job, named(split, base))).map((split) => ({ name: split, colour: SPLITS[split], ...curve(job, named(split, base)) }));
+      const one = (base, at) => {
+        const lines = splits.filter((split) => curve(job, at(split, base))).map((split) => ({ name: split, colour: SPLITS[split], ...curve(job, at(split, base)) }));
         const values = lines.flatMap((line) => line.y);
         return chart({ title: base, series: lines, x: { label: "epoch", all: lines.flatMap((line) => extent(line.x)) }, y: { metric: base, label: base, log: decays(base, values), all: values } });
       };
       const other = make("div", { class: "charts single" }), rest = names.filter((name) => !wanted.includes(name));
-      const draw = (base) => other.replaceChildren(one(base));
-      page.append(section("Learning curves", `Thinned to ${DATA.points} points a line; hover for values.${note}`, legend("split", splits.map((split) => [split, SPLITS[split]])), make("div", { class: "charts" }, ...wanted.map(one))));
+      const draw = (base) => other.replaceChildren(one(base, plain));
+      page.append(section("Learning curves", `Thinned to ${DATA.points} points a line; hover for values.${note}`, legend("split", splits.map((split) => [split, SPLITS[split]])), make("div", { class: "charts" }, ...wanted.map((base) => one(base, named)))));
       if (rest.length) { 
         draw(first(rest, "nc1_quotient"));
         page.append(make("div", { class: "bar" }, select("another metric", metricChoices(rest), first(rest, "nc1_quotient"), draw)), other);

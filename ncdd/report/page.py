@@ -158,7 +158,7 @@ def _thumbnail(path: Path) -> str:
         with Image.open(path) as image:
             image.thumbnail((THUMBNAIL, THUMBNAIL))
             image.convert("RGB").save(out := io.BytesIO(), "WEBP", quality=60)
-    except OSError:
+    except (OSError, SyntaxError):  # what Pillow says of a broken PNG
         return ""
     return _source(out.getvalue(), "webp")
 

@@ -43,8 +43,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         return [{k: v if k in NAMES else _number(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-def _number(text: str) -> int | float:
-    return int(text) if text.isdigit() else float(text or "nan")
+def _number(text: str | None) -> int | float:
+    return int(text) if text and text.isdigit() else float(text or "nan")
 
 
 def print_rows(rows: Sequence[Row], *, title: str) -> None:

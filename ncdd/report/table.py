@@ -195,6 +195,7 @@ def sweep_table(folders: Sequence[str | os.PathLike[str]]) -> RenderableType:
     parts: list[RenderableType] = [_jobs_table(jobs, swept)]
     if {metric for _, metric in _results(jobs)} <= {metric for _, metric in RESULTS}:
         legend = "acc, aug (networks trained with augmentation), krr: on test; NC1, NC2 (of M), NC3: on train"
+        legend += "; val: on the validation split" * any(metric == "val/accuracy" for _, metric in _results(jobs))
         parts.append(Text(f"\n{legend}"))
     if same := [f"{key}={jobs[0].overrides[key]}" for key in _keys(jobs[:1]) if key not in swept]:
         parts.append(Text(f"all with {' '.join(same)}"))

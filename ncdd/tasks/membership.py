@@ -82,25 +82,27 @@ def membership(
         )
         count = images_per_class * len(y.unique())
         learned = kept_set(bench, f"distilled_{chunk}.safetensors", count, learn)
-        cases = [("distilled", learned, (x, y)), ("real", described(bench, x, y), (x, y))]
-        cases += [("control", learned, parts[(chunk + 1) % chunks])] * (chunks > 1)
-        for name, synthetic, (inside_x, inside_y) in cases:
+        control = {"control": parts[(chunk + 1) % chunks]} if chunks > 1 else {}
+        cases = [(learned, {"distilled": (x, y), **control}), (described(bench, x, y), {"real": (x, y)})]
+        for synthetic, suspects in cases:
             further = partial(
-                attacked,
-                images=torch.cat([inside_x, others_x]),
-                classes=torch.cat([inside_y, others_y]),
+                attacked_as,
+                suspects=suspects,
+                others=(others_x, others_y),
                 loss=protocol.loss,
                 attacks=attacks,
                 seed=bench.seed,
             )
             for number in steps:
-                if (name, chunk, number) in known:
+                if all((name, chunk, number) in known for name in suspects):
                     continue
                 longer = replace(protocol, steps=number)
-                numbers = trained(bench, synthetic, longer, further, fold_in(bench.seed, chunk))
-                rows.append({"set": name, "chunk": chunk, "steps": number, **numbers})
-                auc = ", ".join(f"{attack} {numbers[f'{attack}_auc']:.2f}" for attack in attacks)
-                log.info("chunk %d, %s, %d steps: AUC %s", chunk, name, number, auc)
+                found = trained(bench, synthetic, longer, further, fold_in(bench.seed, chunk))
+                for name in suspects:
+                    own = {key.removeprefix(f"{name}/"): v for key, v in found.items() if key.startswith(f"{name}/")}
+                    rows.append({"set": name, "chunk": chunk, "steps": number, "accuracy": found["accuracy"], **own})
+                    auc = ", ".join(f"{attack} {own[f'{attack}_auc']:.2f}" for attack in attacks)
+                    log.info("chunk %d, %s, %d steps: AUC %s", chunk, name, number, auc)
                 write_rows(bench.folder / TABLE, rows)
     means = mean_rows(rows)
     bench.summarise({f"test/{row['set']}_{row['steps']}_{k}": row[k] for row in means for k in row if "auc" in k})
@@ -150,6 +152,24 @@ def together(loader: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> t
     """All images of a loader, and their labels."""
     images, labels = zip(*loader, strict=True)
     return torch.cat(images).to(device), torch.cat(labels).to(device)
+
+
+def attacked_as(
+    network: nn.Module,
+    *,
+    suspects: Mapping[str, tuple[Tensor, Tensor]],
+    others: tuple[Tensor, Tensor],
+    loss: str,
+    attacks: Sequence[str],
+    seed: int,
+) -> dict[str, float]:
+    """`NAME/...` of `attacked`, for suspects (images, classes) by name, beside others who are no members."""
+    found: dict[str, float] = {}
+    for name, inside in suspects.items():
+        images, classes = (torch.cat(pair) for pair in zip(inside, others, strict=True))
+        numbers = attacked(network, images=images, classes=classes, loss=loss, attacks=attacks, seed=seed)
+        found |= {f"{name}/{key}": value for key, value in numbers.items()}
+    return found
 
 
 def attacked(

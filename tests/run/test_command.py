@@ -223,7 +223,7 @@ def test_a_named_folder_is_gone_on_with_and_no_other(command, tmp_path):
 
 
 def test_a_run_outlives_those_who_read_it(process, tmp_path):
-    running = process(*TINY, "hydra.run.dir=run")
+    running = process(*TINY, "hydra.run.dir=run", environment={"PYTHONUNBUFFERED": ""})
     running.stdout.close()  # as `| head` does
     assert running.wait() == 0
     assert (tmp_path / "run/DONE").exists()
