@@ -64,16 +64,16 @@ def test_unfinished_finds_the_newest_of_the_same_config(tmp_path):
         run = runfolder.open_run(tmp_path / name, config, resume=False)
         checkpoint(run.path)
     run.done()
-    assert runfolder.unfinished(tmp_path, CONFIG) == tmp_path / "b"
-    assert runfolder.unfinished(tmp_path, CONFIG | {"seed": 7}) is None
+    assert runfolder.unfinished(tmp_path.iterdir(), CONFIG) == tmp_path / "b"
+    assert runfolder.unfinished(tmp_path.iterdir(), CONFIG | {"seed": 7}) is None
 
 
 def test_a_task_goes_on_without_a_checkpoint(tmp_path):
     task = CONFIG | {"task": {"_target_": "ncdd.tasks.continual.continual"}}
     for name, config in (("a", task), ("b", CONFIG)):
         runfolder.open_run(tmp_path / name, config, resume=False)
-    assert runfolder.unfinished(tmp_path, task) == tmp_path / "a"
-    assert runfolder.unfinished(tmp_path, CONFIG) is None
+    assert runfolder.unfinished(tmp_path.iterdir(), task) == tmp_path / "a"
+    assert runfolder.unfinished(tmp_path.iterdir(), CONFIG) is None
 
 
 def test_failed_says_why_in_its_first_line(tmp_path):

@@ -1,6 +1,7 @@
 """Run the command as a user does: in a folder of its own, in this process or, where it must be killed, in another."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,8 @@ def process(tmp_path):
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                # a suite that was started in the background ignores Ctrl-C, and so would its children
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         )
         return started[-1]
