@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ncdd.allocator import keep_freed_memory
 from ncdd.kernels import Kernel, convnet, fc, kip_loss
-from ncdd.kernels.krr import CACHED
+from ncdd.kernels.fused import product
+from ncdd.kernels.support import CACHED
 
 GEMM_MS = 19.5  # of the product, where neural-tangents was measured
 
@@ -51,8 +52,8 @@ def kip_step(kernel: Kernel, support: Tensor, labels: Tensor, x: Tensor, y: Tens
 def products(support: Tensor, x: Tensor) -> None:
     """What no step can do without: the covariance with the targets, and from a gradient by it that by the support."""
     rows, total = support.flatten(1), torch.zeros_like(support).flatten(1)
-    for part in x.flatten(1).split(max(CACHED // (784 * x.element_size()), 25 * len(support))):
-        total.addmm_(rows @ part.T, part)
+    for part in x.flatten(1).split(CACHED // 2 // (784 * x.element_size())):
+        total += product(product(rows, part.T), part)
 
 
 def cases(support: int, targets: int) -> dict[str, tuple[Callable[[], object], float | None]]:

@@ -15,7 +15,17 @@ from torch import Tensor
 
 from .layers import TINY, deviation, relu_backward, relu_forward
 
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 Layer = tuple[Tensor, Tensor | None, Tensor, Tensor]  # K, T, and what `relu_forward` found from them
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``; in float32 on a CPU by oneDNN, which is up to an eighth faster than MKL with few rows."""
+    # what inductor calls for the same reason: `linear` with its weights transposed; no public function leads there
+    if a.dtype == torch.float32 and a.device.type == "cpu" and ONEDNN:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "")
+        return result
+    return a @ b
 
 
 @dataclass(frozen=True)
@@ -26,9 +36,13 @@ class FullyConnected:
     offset: float
     depth: int
 
+    def variance(self, x: Tensor) -> Tensor:
+        """(N,) of each x, before the first relu."""
+        return torch.linalg.vector_norm(x, dim=1).square() * (self.gain / x.shape[1]) + self.offset
+
     def own(self, x: Tensor, ntk: bool) -> tuple[Tensor, ...]:
         """The kernel of each x with itself, (N,), and the variances (N,) before each relu, which halves K and T."""
-        K = torch.linalg.vector_norm(x, dim=1).square() * (self.gain / x.shape[1]) + self.offset
+        K = self.variance(x)
         T, met = K, []
         for _ in range(self.depth):
             met.append(K)
@@ -83,7 +97,7 @@ class FullyConnected:
                 grad_K.add_(grad_T)  # the dense layer below puts K into T, too
         scale *= self.gain / x1.shape[1]
         if wanted[0]:
-            found[0] = (grad_K @ x2).mul_(scale)
+            found[0] = product(grad_K, x2).mul_(scale)
         if wanted[1]:
             found[1] = (grad_K.T @ x1).mul_(scale)
         return found

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .network import Kernel, Variances
+from .support import support_of
 
 CHUNK = 5000  # images that are predicted at one time
-CACHED = 5 * 2**20  # bytes of targets at one time in `kip_loss`, on a CPU
 
 
 def ridge(K: Tensor, y: Tensor, *, reg: float, relative: bool = True) -> Tensor:
@@ -29,32 +29,37 @@ def ridge(K: Tensor, y: Tensor, *, reg: float, relative: bool = True) -> Tensor:
     return coefficients
 
 
-class _Ridge(torch.autograd.Function):
-    """With ``a = (K + l I)^-1 y`` a gradient g by a is ``u = (K + l I)^-1 g`` by y and ``-u a'`` by K + l I."""
+class Solved:
+    """``coefficients`` = (K + l I)^-1 y, and what a gradient by them is by K and y; see `ridge`."""
 
-    @staticmethod
-    def forward(ctx: Any, K: Tensor, y: Tensor, reg: float, relative: bool) -> Tensor:
+    def __init__(self, K: Tensor, y: Tensor, *, reg: float, relative: bool) -> None:
         regularised = K.to(torch.float64, copy=True)
         diagonal = regularised.diagonal()
         diagonal += reg * diagonal.mean() if relative else reg
-        factor = _cholesky(regularised, reg)
-        coefficients = torch.cholesky_solve(y.double(), factor)
-        ctx.save_for_backward(factor, coefficients)
-        ctx.by_trace, ctx.dtype = reg / len(K) if relative else 0.0, K.dtype
-        return coefficients.to(y.dtype)
+        self._factor = _cholesky(regularised, reg)
+        self._exact = torch.cholesky_solve(y.double(), self._factor)
+        self._by_trace, self._dtype = reg / len(K) if relative else 0.0, K.dtype
+        self.coefficients = self._exact.to(y.dtype)
+
+    def pull(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, n) by K, taken as symmetric, and (n, C) by y: ``-u a'`` and ``u = (K + l I)^-1 grad``."""
+        by_y = torch.cholesky_solve(grad.double(), self._factor)
+        by_K = (by_y @ self._exact.T).neg_()
+        diagonal = by_K.diagonal()
+        diagonal += self._by_trace * diagonal.sum()
+        return by_K.to(self._dtype), by_y.to(grad.dtype)
+
+
+class _Ridge(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, K: Tensor, y: Tensor, reg: float, relative: bool) -> Tensor:
+        ctx.solved = Solved(K, y, reg=reg, relative=relative)
+        return ctx.solved.coefficients
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        factor, coefficients = ctx.saved_tensors
-        by_y = torch.cholesky_solve(grad.double(), factor)
-        by_K = None
-        if ctx.needs_input_grad[0]:
-            by_K = (by_y @ coefficients.T).neg_()
-            diagonal = by_K.diagonal()
-            diagonal += ctx.by_trace * diagonal.sum()
-            by_K = by_K.to(ctx.dtype)
-        return by_K, by_y.to(grad.dtype), None, None
+        return *ctx.solved.pull(grad), None, None
 
 
 @torch.no_grad()
@@ -84,59 +89,34 @@ def kip_loss(
     variances: ``kernel.variances(x)``, to spare computing them again
     chunk: targets at one time; None: as many as ``kernel.memory`` holds the graph of and, on a CPU, its cache
     """
-    wanted = torch.is_grad_enabled() and (support.requires_grad or labels.requires_grad)
-    s, t = (z.detach().requires_grad_(wanted and z.requires_grad) for z in (support, labels))
-    chunk = chunk or _targets_at_once(kernel, s, x)
-    K, of_support = kernel.gram(s)
-    of_labels = ridge(K, t, reg=reg, relative=relative)
-    known, coefficients = tuple(q.detach() for q in of_support), of_labels.detach()
-    by_coefficients = torch.zeros_like(coefficients)
-    by_support = [torch.zeros_like(z) for z in (s, *known)] if s.requires_grad else []
-    loss, predictions = x.new_zeros(()), []
-    for x_part, y_part, *rest in zip(*(z.detach().split(chunk) for z in (x, y, *(variances or ()))), strict=True):
-        K_st, pull = kernel.pullback(s, x_part, known, tuple(rest) or None, wanted=s.requires_grad)
-        pred = (coefficients.T @ K_st).T
-        residual = pred - y_part
-        loss += residual.square().sum()
-        predictions.append(pred)
-        if wanted:
-            by_coefficients.addmm_(K_st, residual)
-        if by_support:
-            for total, part in zip(by_support, pull(coefficients @ residual.T), strict=True):
-                total += part
-    loss *= 0.5 / y.numel()
-    if wanted:
-        tracked = [of_labels, *(of_support if by_support else ())]
-        torch.autograd.backward(tracked, [by_coefficients, *by_support[1:]])
-        if s.grad is not None:
-            s.grad.add_(by_support[0]).div_(y.numel())
-        if t.grad is not None:
-            t.grad.div_(y.numel())
-        loss = _Known.apply(loss, s.grad, t.grad, support, labels)
-    return loss, torch.cat(predictions)
-
-
-def _targets_at_once(kernel: Kernel, support: Tensor, x: Tensor) -> int:
-    # few enough for a CPU's cache to hold them until the backward pass reads them again; but many beside the support,
-    # which is read, and its gradient added up, for each chunk
-    held = len(x) if x.is_cuda else max(CACHED // (x[0].numel() * x.element_size()), 25 * len(support))
-    return max(1, min(held, kernel.pairs_in_memory(x) // len(support)))
+    by_support, by_labels = (torch.is_grad_enabled() and z.requires_grad for z in (support, labels))
+    side = support_of(kernel, support.detach(), wanted=by_support)
+    solved = Solved(side.K, labels.detach(), reg=reg, relative=relative)
+    residual, by_coefficients = side.regress(solved.coefficients, x.detach(), y.detach(), variances, chunk)
+    loss, pred = 0.5 * residual.square().mean(), residual + y
+    if by_support or by_labels:
+        by_K, by_y = solved.pull(by_coefficients)
+        found = (side.gradient(by_K) if by_support else None, by_y if by_labels else None)
+        loss = _Known.apply(loss, 1 / y.numel(), *found, support, labels)
+    return loss, pred
 
 
 class _Known(torch.autograd.Function):
-    """A value whose gradients are known already."""
+    """A value whose gradients are known already but for a factor."""
 
     @staticmethod
     def forward(
-        ctx: Any, loss: Tensor, grad_s: Tensor | None, grad_t: Tensor | None, support: Tensor, labels: Tensor
+        ctx: Any, loss: Tensor, factor: float, by_s: Tensor | None, by_t: Tensor | None, support: Tensor, labels: Tensor
     ) -> Tensor:
-        ctx.save_for_backward(grad_s, grad_t)
+        ctx.save_for_backward(by_s, by_t)
+        ctx.factor = factor
         return loss.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, *(None if known is None else grad * known for known in ctx.saved_tensors)
+        grad = grad * ctx.factor
+        return *(None,) * 4, *(None if known is None else grad * known for known in ctx.saved_tensors)
 
 
 @torch.no_grad()

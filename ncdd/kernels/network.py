@@ -48,7 +48,7 @@ class Kernel:
         self.weights = {"w_std": w_std, "b_std": b_std}
         depth = len(self.architecture) // 2
         fully_connected = self.architecture == ("dense", "relu") * depth + ("dense",)
-        self._fused = FullyConnected(w_std**2, b_std**2, depth) if fully_connected else None
+        self.fused = FullyConnected(w_std**2, b_std**2, depth) if fully_connected else None
 
     def __repr__(self) -> str:
         return f"Kernel({' '.join(self.architecture)}, {self.weights})"
@@ -80,9 +80,9 @@ class Kernel:
         """
         _check_pair(x1, x2)
         variances2 = variances2 or self.variances(x2)
-        if self._fused:
+        if self.fused:
             known = (*variances1, *variances2)
-            K, back = self._fused.pullback(x1.flatten(1), x2.flatten(1), known)
+            K, back = self.fused.pullback(x1.flatten(1), x2.flatten(1), known)
             return K, lambda grad: [g.view_as(z) for g, z in zip(back(grad), (x1, *variances1), strict=True)]
         with torch.set_grad_enabled(wanted):
             leaves = [value.detach().requires_grad_(wanted) for value in (x1, *variances1)]
@@ -115,6 +115,10 @@ class Kernel:
         """
         return self._own(x, "nngp")[1:]
 
+    def targets_at_once(self, x: Tensor, held: int, support: int) -> int:
+        """How many targets like those of x go with the support: ``held`` on a CPU, if ``memory`` holds their graph."""
+        return max(1, min(len(x) if x.is_cuda else held, self.pairs_in_memory(x) // support))
+
     def pairs_in_memory(self, x: Tensor) -> int:
         """How many pairs of images like those of x autograd can keep in ``memory``, at least 1."""
         places = zip(self.architecture, self._plan(x), strict=True)
@@ -123,8 +127,8 @@ class Kernel:
     def _own(self, x: Tensor, get: Get) -> tuple[Tensor, ...]:
         """The kernel of each image with itself, and its variances: all from covariances (N, ...) instead of (N, N)."""
         _check(x)
-        if self._fused:
-            return self._fused.own(x.flatten(1), _ntk(get))
+        if self.fused:
+            return self.fused.own(x.flatten(1), _ntk(get))
         place = self._plan(x)[0]
         rows = self._tile(x, 1)[0]
 
@@ -136,8 +140,8 @@ class Kernel:
 
     def _cross(self, first: tuple[Tensor, ...], second: tuple[Tensor, ...], ntk: bool) -> Tensor:
         """(n1, n2) from images and variances of both sides."""
-        if self._fused:
-            return self._fused.cross(first[0].flatten(1), second[0].flatten(1), (*first[1:], *second[1:]), ntk)
+        if self.fused:
+            return self.fused.cross(first[0].flatten(1), second[0].flatten(1), (*first[1:], *second[1:]), ntk)
         places = self._plan(first[0])
         variances = [(q1[:, None], q2) for q1, q2 in zip(first[1:], second[1:], strict=True)]
         return self._propagate(places[0].covariance(first[0], second[0]), places, ntk, variances)[0]

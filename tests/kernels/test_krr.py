@@ -1,6 +1,7 @@
 """Ridge regression, KIP and Label Solve against neural-tangents, 40-digit arithmetic and what they are solutions of."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import mpmath
@@ -91,11 +92,11 @@ def test_kip_gradient_by_40_digits(depth):
     assert (xs.grad * direction).sum().item() == pytest.approx(expected, rel=1e-10)
 
 
-def test_kip_by_autograd_alone():
+@pytest.mark.parametrize("network", [partial(convnet, prepend=False, depth=2), partial(fc, 2), partial(fc, 1)])
+def test_kip_by_autograd_alone(network):
     """The same value and gradients as the objective written down; and gradients only for what asks for them."""
     xs, ys, xt, yt = (z[:10] for z in problem())
-    kernel = convnet(prepend=False, depth=2)
-    tiny = convnet(prepend=False, depth=2, memory=1)
+    kernel, tiny = network(), network(memory=1)
     xs.requires_grad_(), ys.requires_grad_()
     pred = kernel(xt, xs) @ ridge(kernel(xs), ys, reg=1e-3)
     plain = 0.5 * (pred - yt).square().mean()
@@ -113,11 +114,28 @@ def test_kip_by_autograd_alone():
         assert not kip_loss(kernel, xs, ys, xt, yt)[0].requires_grad
 
 
-def test_kip_in_float32():
+@pytest.mark.parametrize("b_std", [0.0, 0.1])
+def test_kip_of_one_hidden_layer_is_layer_by_layer(b_std):
+    """What is by hand is what any network takes: also where angles are 0 or pi, and of black images."""
+    by_hand, layered = (fc(1, b_std=b_std) for _ in range(2))
+    layered.fused = None
+    x = noise(6, 1, 3, 3)
+    support = torch.cat([x[:3], 2 * x[:1], -x[:1], torch.zeros_like(x[:1])]).requires_grad_()
+    targets = torch.cat([x, -3 * x[1:2], torch.zeros_like(x[:1])])
+    labels, wanted = noise(6, 2, seed=1), noise(8, 2, seed=2)
+    found = []
+    for kernel in (by_hand, layered):
+        loss, pred = kip_loss(kernel, support, labels, targets, wanted, reg=1e-3)
+        found.append((loss, pred, torch.autograd.grad(loss, support)[0]))
+    torch.testing.assert_close(*found, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_kip_in_float32(depth):
     exact, rough = problem(), [z.float() for z in problem()]
     for z in (exact[0], rough[0]):
         z.requires_grad_()
-    losses = [kip_loss(fc(2), *inputs)[0] for inputs in (exact, rough)]
+    losses = [kip_loss(fc(depth), *inputs)[0] for inputs in (exact, rough)]
     sum(losses).backward()
     assert losses[1].dtype == rough[0].grad.dtype == torch.float32
     assert relative(losses[1], losses[0].detach()) < 1e-4

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ncdd.kernels import Kernel, conv, convnet, fc, myrtle, named
+from ncdd.kernels.fused import product
 from tests.kernels import brute
 from tests.kernels.conftest import noise, relative
 
@@ -75,7 +76,7 @@ def test_pullback(name):
 def test_fused_is_layer_by_layer(get, b_std):
     """Also where angles are 0 or pi, and of black images."""
     fused, layered = (fc(3, b_std=b_std) for _ in range(2))
-    layered._fused = None
+    layered.fused = None
     x = noise(3, 1, 3, 3)
     x = torch.cat([x, 2 * x[:1], -x[:1], torch.zeros_like(x[:1])]).requires_grad_()
     y = torch.cat([x.detach()[1:], noise(4, 1, 3, 3, seed=1)]).requires_grad_()
@@ -207,3 +208,12 @@ def test_gpu(name):
     for other in (x2, None):
         found = SMALL_NETS[name](x1.cuda(), None if other is None else other.cuda()).cpu()
         torch.testing.assert_close(found, SMALL_NETS[name](x1, other), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_product(dtype):
+    """Against float64, of any strides, of one row, and of rows that are one row expanded."""
+    a, b = noise(5, 7).to(dtype), noise(7, 3, seed=1).to(dtype)
+    for x, y in ((a, b), (a[:1], b), (a.T, noise(5, 3, seed=2).to(dtype)), (a[:1].expand(4, 7), b.T.contiguous().T)):
+        torch.testing.assert_close(product(x, y).double(), x.double() @ y.double(), rtol=1e-5, atol=1e-5)
+        assert product(x, y).dtype == dtype
