@@ -43,20 +43,20 @@ class Support:
         coefficients (n, C), targets x (N, ...), y (N, C); variances: ``kernel.variances(x)``.  chunk: targets at one
         time; None: as many as ``kernel.memory`` holds the graph of and, on a CPU, its cache.
         """
-        by_coefficients, residuals = torch.zeros_like(coefficients), []
+        by_coefficients, residuals = torch.zeros_like(coefficients.T), []
         known = tuple(q.detach() for q in self._variances)
         # few enough for a CPU's cache to hold them until the backward pass reads them again; but many beside the
         # support, which is read, and its gradient added up, for each chunk
         chunk = chunk or self.kernel.targets_at_once(x, max(CACHED // _bytes(x), 25 * len(known[0])), len(known[0]))
         for x_part, y_part, *rest in zip(*(z.split(chunk) for z in (x, y, *(variances or ()))), strict=True):
             K, pull = self.kernel.pullback(self.x.detach(), x_part, known, tuple(rest) or None, wanted=self.wanted)
-            residual = (coefficients.T @ K).T.sub_(y_part)
+            residual = (coefficients.T @ K).sub_(y_part.T)
             residuals.append(residual)
-            by_coefficients.addmm_(K, residual)
+            by_coefficients.addmm_(residual, K.T)  # few rows are faster than few columns
             if self.wanted:
-                for total, part in zip(self._found, pull(coefficients @ residual.T), strict=True):
+                for total, part in zip(self._found, pull(coefficients @ residual), strict=True):
                     total += part
-        return torch.cat(residuals), by_coefficients
+        return torch.cat(residuals, dim=1).T, by_coefficients.T
 
     def gradient(self, by_K: Tensor) -> Tensor:
         """By the images: through the targets that `regress` was given, and by K (n, n), with its own gradient by it."""
@@ -98,16 +98,16 @@ class OneHidden:
         x = x.flatten(1)
         scaled = (coefficients * self.weights).T
         y = (y - network.offset * coefficients.sum(0)).T.contiguous()
-        by_scaled, residuals = torch.zeros_like(coefficients), []
+        by_scaled, residuals = torch.zeros_like(scaled), []
         chunk = chunk or self.kernel.targets_at_once(x, CACHED // 2 // _bytes(x), len(self.x))
         columns, *rests = y.split(chunk, 1), *(q.split(chunk) for q in variances or ())
         for part, y_part, *rest in zip(x.split(chunk), columns, *rests, strict=True):
             r = deviation(rest[0] if rest else network.variance(part))
             residuals.append(self._meet(part, y_part, r, coefficients, scaled, by_scaled))
         residual = torch.cat(residuals, dim=1).T
-        by_scaled *= self.weights
-        self.homogeneous += (coefficients * by_scaled).sum(1, keepdim=True)
-        return residual, by_scaled + network.offset * residual.sum(0)
+        by_homogeneous = by_scaled.T * self.weights
+        self.homogeneous += (coefficients * by_homogeneous).sum(1, keepdim=True)
+        return residual, by_homogeneous + network.offset * residual.sum(0)
 
     def _meet(self, x: Tensor, y: Tensor, r: Tensor, coefficients: Tensor, scaled: Tensor, by_scaled: Tensor) -> Tensor:
         """The residual (C, N) of a chunk, whose gradients are added up; a call, so that no chunk outlives it."""
@@ -115,7 +115,7 @@ class OneHidden:
         sine, turned = _angles(cosine)
         f = torch.addcmul(sine, cosine, turned)
         residual = (scaled @ f).mul_(r).sub_(y)
-        by_scaled.addmm_(f, (residual * r).T)
+        by_scaled.addmm_(residual * r, f.T)  # few rows are faster than few columns
         by_K = torch.mm(coefficients, residual, out=f).mul_(_slope(cosine, sine, turned))
         self.by_x += product(by_K, x)
         self.sums += by_K.sum(1, keepdim=True)
