@@ -42,7 +42,7 @@ def krr_etf(real_BD: Tensor, classes_B: Tensor, set_nD: Tensor, weights_nK: Tens
     """
     num_classes = weights_nK.shape[1]
     solution = ridge_weights(set_nD, weights_nK - 1 / num_classes, reg)
-    return half_squared_error(real_BD @ solution, centred(classes_B, num_classes, solution.dtype))
+    return half_squared_error(F.linear(real_BD, solution), centred(classes_B, num_classes, solution.dtype))
 
 
 def unroll(

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ncdd.data.draws import Sampling
 from ncdd.distill import SyntheticSet
@@ -141,4 +142,4 @@ class FRePo(Distillation):
         if self.use_flip:
             images, labels = mirrored(images, labels)
         weights = ridge_weights(features(network, images), labels, self.reg)
-        return accuracy(lambda x: self.real_features(network, x).float() @ weights, loader, self.device)
+        return accuracy(lambda x: F.linear(self.real_features(network, x).float(), weights), loader, self.device)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from ncdd.distill.unrolled import functional, weights_of
 from ncdd.models import Network
-from ncdd.models.frepo_conv import BiasedBatchNorm2d, FRePoConv, LeCunLinear, lecun_normal_
+from ncdd.models.frepo_conv import BiasedBatchNorm2d, FRePoConv, LeCunLinear, OneChannelConv2d, lecun_normal_
 
 
 def made(channels: int = 1, size: int = 28, **settings) -> FRePoConv:
@@ -38,7 +38,7 @@ def test_forward_written_out():
 
 
 def test_without_norm_it_is_only_convolutions():
-    assert {type(m) for m in made(norm="none")} == {nn.Conv2d, nn.ReLU, nn.AvgPool2d, nn.Flatten}
+    assert {type(m) for m in made(norm="none")} == {OneChannelConv2d, nn.Conv2d, nn.ReLU, nn.AvgPool2d, nn.Flatten}
 
 
 def test_running_statistics_are_of_the_batch_itself():
@@ -87,3 +87,43 @@ def test_functional_calls_keep_no_statistics():
     x = torch.randn(6, 1, 8, 8)
     found = functional(network)(weights_of(network), x)
     torch.testing.assert_close(found, network.train()(x))
+
+
+def one_channel(dtype=torch.float64):
+    torch.manual_seed(0)
+    return OneChannelConv2d(1, 5, 3, padding=2).to(dtype, memory_format=torch.channels_last), torch.randn(
+        3, 1, 6, 7, dtype=dtype
+    )
+
+
+def test_one_channel_is_a_convolution():
+    """Value and gradients of torch's own; in float32 too, and where only some of them are wanted."""
+    for dtype, rtol in ((torch.float64, 1e-12), (torch.float32, 1e-4)):
+        conv, x = one_channel(dtype)
+        plain = nn.Conv2d(1, 5, 3, padding=2).to(dtype)
+        plain.load_state_dict(conv.state_dict())
+        found = []
+        for layer in (conv, plain):
+            images = x.clone().requires_grad_()
+            out = layer(images).relu_()
+            found.append((out, *torch.autograd.grad(out.square().sum(), (images, *layer.parameters()))))
+        torch.testing.assert_close(*found, rtol=rtol, atol=rtol)
+    conv(x).sum().backward()  # images without a gradient
+    assert x.grad is None
+    assert not conv.requires_grad_(False)(x).requires_grad
+
+
+def test_one_channel_to_second_order_and_for_many_networks():
+    conv, x = one_channel()
+    inputs = x[:2, :, :4, :4].clone().requires_grad_(), *(p.detach().requires_grad_() for p in conv.parameters())
+
+    def call(images, weight, bias):
+        return torch.func.functional_call(conv, {"weight": weight, "bias": bias}, (images,)).tanh()
+
+    assert torch.autograd.gradcheck(call, inputs)
+    assert torch.autograd.gradgradcheck(call, inputs)
+    stacked = [torch.stack([p, 2 * p]).detach() for p in conv.parameters()]
+    loss = torch.func.grad(lambda *weights: call(x, *weights).square().sum(), argnums=(0, 1))
+    together = torch.vmap(loss)(*stacked)
+    apart = [loss(*(p[i] for p in stacked)) for i in range(2)]
+    torch.testing.assert_close(together, tuple(torch.stack(pair) for pair in zip(*apart, strict=True)))
