@@ -104,11 +104,12 @@ def membership(
                     auc = ", ".join(f"{attack} {own[f'{attack}_auc']:.2f}" for attack in attacks)
                     log.info("chunk %d, %s, %d steps: AUC %s", chunk, name, number, auc)
                 write_rows(bench.folder / TABLE, rows)
-    means = mean_rows(rows)
+    means, accuracies = mean_rows(rows), {f"{attack}_accuracy" for attack in attacks}  # these are in the file
     bench.summarise({f"test/{row['set']}_{row['steps']}_{k}": row[k] for row in means for k in row if "auc" in k})
     if bench.record.figures:
         draw(bench.folder)
-    print_rows(means, title=f"{data.source_name}, {members} members, means over {chunks} chunks")
+    shown = [{k.removesuffix("_auc"): v for k, v in row.items() if k not in accuracies} for row in means]
+    print_rows(shown, title=f"AUC of attacks; {data.source_name}, {members} members, means over {chunks} chunks")
 
 
 def check_sizes(data: ImageDataModule, chunks: int, members: int) -> None:
