@@ -39,7 +39,8 @@ def first_labels(classes: Tensor, num_classes: int) -> Tensor:
 def ridge_weights(features_nD: Tensor, labels_nC: Tensor, reg: float = REG) -> Tensor:
     """``y' (F F' + reg tr(F F') / n I)^-1 F`` (C, D): the linear map of features that regresses the labels.
 
-    As a linear layer has its weights: few rows cost a product, forward and backward, a fraction of few columns.
+    As a linear layer has its weights: a product with few rows costs a fraction of one with few columns, forward and
+    backward.
     Differentiable in both; the solve is in float64. Raises ValueError where the kernel is singular.
     """
     features_nD = features_nD.to(labels_nC.dtype)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .network import Kernel, Variances
+from .network import Kernel, Variances, check_pair
 from .support import support_of
 
 CHUNK = 5000  # images that are predicted at one time
@@ -54,7 +54,7 @@ class _Ridge(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, K: Tensor, y: Tensor, reg: float, relative: bool) -> Tensor:
         ctx.solved = Solved(K, y, reg=reg, relative=relative)
-        return ctx.solved.coefficients
+        return ctx.solved.coefficients.clone()  # its own would hold the graph that holds it: a cycle
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -90,10 +90,11 @@ def kip_loss(
     chunk: targets at one time; None: as many as ``kernel.memory`` holds the graph of and, on a CPU, its cache
     """
     by_support, by_labels = (torch.is_grad_enabled() and z.requires_grad for z in (support, labels))
+    check_pair(support, x)
     side = support_of(kernel, support.detach(), wanted=by_support)
     solved = Solved(side.K, labels.detach(), reg=reg, relative=relative)
     residual, by_coefficients = side.regress(solved.coefficients, x.detach(), y.detach(), variances, chunk)
-    loss, pred = 0.5 * residual.square().mean(), residual + y
+    loss, pred = 0.5 * residual.square().mean(), y.detach() + residual
     if by_support or by_labels:
         by_K, by_y = solved.pull(by_coefficients)
         found = (side.gradient(by_K) if by_support else None, by_y if by_labels else None)

@@ -65,7 +65,7 @@ class Kernel:
         """(N1, N2). ``variances1`` and ``variances2``, from `variances`, spare finding those of x1 and x2 again."""
         if x2 is None or x2 is x1:
             return self.gram(x1, get)[0]
-        _check_pair(x1, x2)
+        check_pair(x1, x2)
         first = (x1, *(variances1 or self.variances(x1)))
         second = (x2, *(variances2 or self.variances(x2)))
         # BLAS multiplies a few rows by many columns nearly twice as fast as many rows by a few columns
@@ -78,7 +78,7 @@ class Kernel:
 
         wanted: whether that map is called, once
         """
-        _check_pair(x1, x2)
+        check_pair(x1, x2)
         variances2 = variances2 or self.variances(x2)
         if self.fused:
             known = (*variances1, *variances2)
@@ -114,10 +114,6 @@ class Kernel:
         like them: ``tuple(q[chosen] for q in variances)``.
         """
         return self._own(x, "nngp")[1:]
-
-    def targets_at_once(self, x: Tensor, held: int, support: int) -> int:
-        """How many targets like those of x go with the support: ``held`` on a CPU, if ``memory`` holds their graph."""
-        return max(1, min(len(x) if x.is_cuda else held, self.pairs_in_memory(x) // support))
 
     def pairs_in_memory(self, x: Tensor) -> int:
         """How many pairs of images like those of x autograd can keep in ``memory``, at least 1."""
@@ -289,7 +285,8 @@ def _check(x: Tensor) -> None:
         raise ValueError(f"images must be (N, C, H, W) in float32 or float64, not {tuple(x.shape)} in {x.dtype}")
 
 
-def _check_pair(x1: Tensor, x2: Tensor) -> None:
+def check_pair(x1: Tensor, x2: Tensor) -> None:
+    """ValueError where these are no images, or not of one size and dtype."""
     _check(x1)
     _check(x2)
     if x1.shape[1:] != x2.shape[1:] or x1.dtype != x2.dtype:

@@ -14,14 +14,14 @@ from .fused import FullyConnected, product
 from .layers import TINY, TIP, deviation
 from .network import Kernel, Variances
 
-CACHED = 5 * 2**20  # bytes of targets at one time, on a CPU
+CACHED = 5 * 2**19  # bytes of targets at one time, on a CPU
 
 
 def support_of(kernel: Kernel, x: Tensor, *, wanted: bool) -> Support | OneHidden:
     """Of images x (n, ...). wanted: whether `gradient` is called, once, after `regress`."""
-    return (
-        OneHidden(kernel, kernel.fused, x) if kernel.fused and kernel.fused.depth == 1 else Support(kernel, x, wanted)
-    )
+    if kernel.fused and kernel.fused.depth == 1:
+        return OneHidden(kernel, kernel.fused, x, wanted)
+    return Support(kernel, x, wanted)
 
 
 class Support:
@@ -35,6 +35,7 @@ class Support:
         self.K = self._gram.detach()
         self._found = [torch.zeros_like(z) for z in (self.x, *self._variances)]
 
+    @torch.no_grad()
     def regress(
         self, coefficients: Tensor, x: Tensor, y: Tensor, variances: Variances | None = None, chunk: int | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -45,9 +46,7 @@ class Support:
         """
         by_coefficients, residuals = torch.zeros_like(coefficients.T), []
         known = tuple(q.detach() for q in self._variances)
-        # few enough for a CPU's cache to hold them until the backward pass reads them again; but many beside the
-        # support, which is read, and its gradient added up, for each chunk
-        chunk = chunk or self.kernel.targets_at_once(x, max(CACHED // _bytes(x), 25 * len(known[0])), len(known[0]))
+        chunk = chunk or targets_at_once(self.kernel, x, support=len(self.x))
         for x_part, y_part, *rest in zip(*(z.split(chunk) for z in (x, y, *(variances or ()))), strict=True):
             K, pull = self.kernel.pullback(self.x.detach(), x_part, known, tuple(rest) or None, wanted=self.wanted)
             residual = (coefficients.T @ K).sub_(y_part.T)
@@ -73,33 +72,33 @@ class OneHidden:
     by K (Euler), and summed over a row both come from products that are taken anyway.
     """
 
-    def __init__(self, kernel: Kernel, network: FullyConnected, x: Tensor) -> None:
-        self.kernel, self.network, self.shape = kernel, network, x.shape
+    def __init__(self, kernel: Kernel, network: FullyConnected, x: Tensor, wanted: bool) -> None:
+        self.kernel, self.network, self.wanted, self.shape = kernel, network, wanted, x.shape
         self.x = x.flatten(1)
         self.by_covariance = network.gain / self.x.shape[1]
         self.weight = network.gain / (2 * pi)
-        self.q = network.variance(self.x)
+        diagonal, self.q = network.own(self.x, ntk=True)
         r = deviation(self.q)[:, None]
         self.rows, self.offsets = self.x * (self.by_covariance / r), network.offset / r  # of K / r
         self.weights = self.weight * r
         cosine = self._cosine(self.x, r[:, 0])
         sine, turned = _angles(cosine)
-        for value, of_itself in ((cosine, 1.0), (sine, 0.0), (turned, 2 * pi)):
-            value.fill_diagonal_(of_itself)
         self.K = torch.addcmul(sine, cosine, turned).mul_(r[:, 0]).mul_(self.weights).add_(network.offset)
-        self.slope = _slope(cosine, sine, turned).fill_diagonal_(0.0)  # K of an image with itself is q
+        self.K.diagonal().copy_(diagonal)
+        self.slope = _slope(cosine, sine, turned).fill_diagonal_(0.0)  # the covariance of an image with itself is in q
         self.by_x, self.sums, self.homogeneous = torch.zeros_like(self.x), torch.zeros_like(r), torch.zeros_like(r)
 
+    @torch.no_grad()
     def regress(
         self, coefficients: Tensor, x: Tensor, y: Tensor, variances: Variances | None = None, chunk: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As `Support.regress`; a chunk is what a CPU's cache holds beside what is found of it."""
+        """As `Support.regress`."""
         network = self.network
+        chunk = chunk or targets_at_once(self.kernel, x, support=len(self.x))
         x = x.flatten(1)
         scaled = (coefficients * self.weights).T
         y = (y - network.offset * coefficients.sum(0)).T.contiguous()
         by_scaled, residuals = torch.zeros_like(scaled), []
-        chunk = chunk or self.kernel.targets_at_once(x, CACHED // 2 // _bytes(x), len(self.x))
         columns, *rests = y.split(chunk, 1), *(q.split(chunk) for q in variances or ())
         for part, y_part, *rest in zip(x.split(chunk), columns, *rests, strict=True):
             r = deviation(rest[0] if rest else network.variance(part))
@@ -116,9 +115,10 @@ class OneHidden:
         f = torch.addcmul(sine, cosine, turned)
         residual = (scaled @ f).mul_(r).sub_(y)
         by_scaled.addmm_(residual * r, f.T)  # few rows are faster than few columns
-        by_K = torch.mm(coefficients, residual, out=f).mul_(_slope(cosine, sine, turned))
-        self.by_x += product(by_K, x)
-        self.sums += by_K.sum(1, keepdim=True)
+        if self.wanted:
+            by_K = torch.mm(coefficients, residual, out=f).mul_(_slope(cosine, sine, turned))
+            self.by_x += product(by_K, x)
+            self.sums += by_K.sum(1, keepdim=True)
         return residual
 
     def gradient(self, by_K: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def _angles(cosine: Tensor) -> tuple[Tensor, Tensor]:
     sine = torch.addcmul(cosine.new_ones(()), cosine, cosine, value=-1)
     torch.threshold_(sine, TIP[cosine.dtype], 0.0).sqrt_()
     angle = torch.atan2(sine, cosine)
-    return sine, torch.sub(cosine.new_tensor(2 * pi), angle, alpha=2, out=angle)
+    return sine, torch.sub(cosine.new_full((), 2 * pi), angle, alpha=2, out=angle)
 
 
 def _slope(cosine: Tensor, sine: Tensor, turned: Tensor) -> Tensor:
@@ -150,6 +150,9 @@ def _slope(cosine: Tensor, sine: Tensor, turned: Tensor) -> Tensor:
     return cosine.div_(torch.threshold_(sine, 0.0, inf)).add_(turned)
 
 
-def _bytes(x: Tensor) -> int:
-    """Of a single image."""
-    return x[0].numel() * x.element_size()
+def targets_at_once(kernel: Kernel, x: Tensor, *, support: int) -> int:
+    """Of targets like those of x beside so many support images: as many as `memory` holds, on a CPU its cache."""
+    # few enough for a CPU's cache to hold them until the backward pass reads them again; but many beside the support,
+    # which is read, and its gradient added up, for each chunk
+    held = len(x) if x.is_cuda else max(CACHED // (x[0].numel() * x.element_size()), 10 * support)
+    return max(1, min(held, kernel.pairs_in_memory(x) // support))

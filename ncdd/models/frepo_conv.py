@@ -40,8 +40,8 @@ class FRePoConv(nn.Sequential):
             if block > 0 and norm == "batch":
                 layers.append(BiasedBatchNorm2d(channels, eps=1e-5, momentum=0.9))
             out = width << block
-            convolution = OneChannelConv2d if channels == 1 else nn.Conv2d
-            conv = convolution(channels, out, 3, padding=3 if block == 0 and pad_to_32 else 1)
+            padding = 3 if block == 0 and pad_to_32 else 1
+            conv = OneChannelConv2d(out, 3, padding) if channels == 1 else nn.Conv2d(channels, out, 3, padding=padding)
             lecun_normal_(conv)
             layers += [conv, nn.ReLU(inplace=True), nn.AvgPool2d(2)]  # the convolution needs its output no more
             channels = out
@@ -56,11 +56,16 @@ class FRePoConv(nn.Sequential):
 class OneChannelConv2d(nn.Conv2d):
     """A convolution of one channel whose weights' gradient, on a CPU, is a product.
 
-    Of one channel, channels last, oneDNN takes four to nine times as long for it: a tenth of a network's step.
+    Of one channel, channels last, oneDNN takes four to nine times as long for it: a tenth of a network's step. There is
+    no derivative in forward mode.
     """
 
+    def __init__(self, out_channels: int, kernel_size: int, padding: int) -> None:
+        super().__init__(1, out_channels, kernel_size, padding=padding)
+
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type == "cpu" and torch.is_grad_enabled() and self.weight.requires_grad:
+        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        if learns and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
             out: Tensor = _ByProduct.apply(x, self.weight, self.bias, self.padding)
             return out
         return super().forward(x)
@@ -86,7 +91,7 @@ class _ByProduct(torch.autograd.Function):
             by_x = conv2d_input(x.shape, weight, grad, padding=ctx.padding)
         patches = F.unfold(x, weight.shape[2:], padding=ctx.padding)
         patches = torch.cat([patches, torch.ones_like(patches[:, :1])], dim=1)  # the bias sees ones
-        found = patches.transpose(0, 1).flatten(1) @ grad.permute(0, 2, 3, 1).flatten(0, 2)
+        found = torch.bmm(patches, grad.flatten(2).transpose(1, 2)).sum(0)
         return by_x, found[:-1].T.view_as(weight), found[-1], None
 
 

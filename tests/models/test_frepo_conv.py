@@ -91,7 +91,7 @@ def test_functional_calls_keep_no_statistics():
 
 def one_channel(dtype=torch.float64):
     torch.manual_seed(0)
-    return OneChannelConv2d(1, 5, 3, padding=2).to(dtype, memory_format=torch.channels_last), torch.randn(
+    return OneChannelConv2d(5, 3, padding=2).to(dtype, memory_format=torch.channels_last), torch.randn(
         3, 1, 6, 7, dtype=dtype
     )
 
@@ -110,6 +110,8 @@ def test_one_channel_is_a_convolution():
         torch.testing.assert_close(*found, rtol=rtol, atol=rtol)
     conv(x).sum().backward()  # images without a gradient
     assert x.grad is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv(x).dtype == plain(x).dtype == torch.bfloat16
     assert not conv.requires_grad_(False)(x).requires_grad
 
 
