@@ -141,6 +141,18 @@ def test_kip_gives_targets_no_gradient(depth):
     assert xs.grad is not None and ys.grad is not None
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("depth", [1, 2])
+def test_kip_on_a_gpu(depth):
+    found = []
+    for device in ("cpu", "cuda"):
+        xs, ys, xt, yt = (z[:10].to(device) for z in problem())
+        xs.requires_grad_(), ys.requires_grad_()
+        loss, pred = kip_loss(fc(depth), xs, ys, xt, yt)
+        found.append([z.cpu() for z in (loss, pred, *torch.autograd.grad(loss, (xs, ys)))])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 def test_kip_names_images_that_are_none(depth):
     """The same lines for what is by hand."""

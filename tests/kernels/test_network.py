@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ncdd.kernels import Kernel, conv, convnet, fc, myrtle, named
+from ncdd.kernels import Kernel, conv, convnet, fc, fused, myrtle, named
 from ncdd.kernels.fused import product
 from tests.kernels import brute
 from tests.kernels.conftest import noise, relative
@@ -210,9 +210,12 @@ def test_gpu(name):
         torch.testing.assert_close(found, SMALL_NETS[name](x1, other), rtol=1e-10, atol=0)
 
 
+@pytest.mark.parametrize("onednn", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_product(dtype):
-    """Against float64, of any strides, of one row, and of rows that are one row expanded."""
+def test_product(dtype, onednn, monkeypatch):
+    """Against float64, of any strides, of one row, and of rows that are one row expanded; and without oneDNN."""
+    if not onednn:
+        monkeypatch.setattr(fused, "ONEDNN", False)
     a, b = noise(5, 7).to(dtype), noise(7, 3, seed=1).to(dtype)
     for x, y in ((a, b), (a[:1], b), (a.T, noise(5, 3, seed=2).to(dtype)), (a[:1].expand(4, 7), b.T.contiguous().T)):
         torch.testing.assert_close(product(x, y).double(), x.double() @ y.double(), rtol=1e-5, atol=1e-5)
