@@ -74,6 +74,13 @@ class Protocol:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(allowed)}")
         if not 0 <= self.final <= 1:
             raise ValueError(f"final={self.final}: a fraction of the learning rate, from 0 to 1, is needed")
+        if not (0 < self.lr < math.inf and self.weight_decay >= 0 and 0 <= self.momentum < 1 and self.warmup >= 0):
+            raise ValueError(
+                f"lr={self.lr}, momentum={self.momentum}, weight_decay={self.weight_decay}, warmup={self.warmup}: "
+                "lr > 0, a momentum in [0, 1) and others >= 0 are needed"
+            )
+        if self.steps is not None and self.warmup > self.steps:
+            raise ValueError(f"warmup={self.warmup}, steps={self.steps}: no more steps of warm-up than of training")
         for name in ("batch_size", "epochs", "steps"):
             if (number := getattr(self, name)) is not None and number < 1:
                 raise ValueError(f"{name}={number}: a number >= 1 is needed")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .layers import TINY, deviation, relu_backward, relu_forward
+from .order import first_order
 
 ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
 Layer = tuple[Tensor, Tensor | None, Tensor, Tensor]  # K, T, and what `relu_forward` found from them
@@ -112,7 +113,7 @@ class _Cross(torch.autograd.Function):
         return K
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x1, x2, *rest = ctx.saved_tensors  # once: where tiles are made again, this makes them
         variances, flat = rest[: 2 * ctx.network.depth], rest[2 * ctx.network.depth :]

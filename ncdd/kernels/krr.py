@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .network import Kernel, Variances, check_pair
+from .order import first_order
 from .support import support_of
 
 CHUNK = 5000  # images that are predicted at one time
@@ -33,6 +34,12 @@ class Solved:
     """``coefficients`` = (K + l I)^-1 y, and what a gradient by them is by K and y; see `ridge`."""
 
     def __init__(self, K: Tensor, y: Tensor, *, reg: float, relative: bool) -> None:
+        if y.dtype != K.dtype or y.ndim != 2 or len(y) != len(K):
+            raise ValueError(
+                f"labels are {tuple(y.shape)} in {y.dtype}: ({len(K)}, C) in {K.dtype} is needed, as the kernel is"
+            )
+        if not reg >= 0:
+            raise ValueError(f"reg is {reg}: a number >= 0 is needed")
         regularised = K.to(torch.float64, copy=True)
         diagonal = regularised.diagonal()
         diagonal += reg * diagonal.mean() if relative else reg
@@ -57,7 +64,7 @@ class _Ridge(torch.autograd.Function):
         return ctx.solved.coefficients.clone()  # its own would hold the graph that holds it: a cycle
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *ctx.solved.pull(grad), None, None
 
@@ -91,6 +98,11 @@ def kip_loss(
     """
     by_support, by_labels = (torch.is_grad_enabled() and z.requires_grad for z in (support, labels))
     check_pair(support, x)
+    if len(x) == 0 or y.dtype != x.dtype or y.shape != (len(x), *labels.shape[1:]):
+        raise ValueError(
+            f"y is {tuple(y.shape)} in {y.dtype}: of {len(x)} targets, at least 1, and labels {tuple(labels.shape)} in "
+            f"{labels.dtype} it must be as many rows, and of that width and dtype"
+        )
     side = support_of(kernel, support.detach(), wanted=by_support)
     solved = Solved(side.K, labels.detach(), reg=reg, relative=relative)
     residual, by_coefficients = side.regress(solved.coefficients, x.detach(), y.detach(), variances, chunk)
@@ -114,7 +126,7 @@ class _Known(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad = grad * ctx.factor
         return *(None,) * 4, *(None if known is None else grad * known for known in ctx.saved_tensors)
@@ -127,15 +139,20 @@ def label_solve(
     """The labels (n, C) of the support with which ridge regression fits the targets best, float64.
 
     ``(K_ss + l I)(K_st K_ts + l I)^-1 K_st y_t`` with ``l = reg / n``, in one pass over batches (x (B, ...), y (B, C))
-    of targets, all in float64. Raises ValueError where K_st K_ts + l I is not positive definite.
+    of targets, all in float64. Raises ValueError where K_st K_ts + l I is not positive definite, or y does not fit.
     """
     support = support.double()
     K, variances = kernel.gram(support)
-    gram, moment = support.new_zeros(len(support), len(support)), support.new_zeros(len(support), 1)
+    gram = support.new_zeros(len(support), len(support))
+    moment: Tensor | None = None
     for x, y in batches:
+        if y.ndim != 2 or len(y) != len(x) or (moment is not None and y.shape[1] != moment.shape[1]):
+            raise ValueError(f"y is {tuple(y.shape)}: ({len(x)}, C) is needed, of the same C in all batches")
         K_st = kernel(support, x.double(), variances1=variances)
         gram = gram + K_st @ K_st.T
-        moment = moment + K_st @ y.double()
+        moment = K_st @ y.double() if moment is None else moment + K_st @ y.double()
+    if moment is None:
+        raise ValueError("batches has no targets: at least one batch is needed")
     ridge_term = reg / len(support) * _eye(gram)
     return (K + ridge_term) @ torch.cholesky_solve(moment, _cholesky(gram + ridge_term, reg))
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .order import first_order
 from .pairs import Grid, Whole
 
 State = tuple[Tensor, Tensor | None]
@@ -81,7 +82,7 @@ class _ReLU(torch.autograd.Function):
         return state
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad_K: Tensor | None, grad_T: Tensor | None) -> tuple[Tensor | None, ...]:
         K, T, height, active, r1, r2 = ctx.saved_tensors
         if grad_K is None and grad_T is None:

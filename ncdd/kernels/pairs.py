@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .order import first_order
+
 
 class Whole:
     """No pixels: covariances (N1, N2) of images as vectors."""
@@ -133,7 +135,7 @@ class _Box(torch.autograd.Function):
         return _sum_of_nine(K * live)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _sum_of_nine(grad).mul_(ctx.live), None
 

@@ -19,6 +19,8 @@ def cross_entropy(
     """Cross-entropy; label smoothing in [0, 1] as in Szegedy et al. 2016 (0 is none)."""
     if not 0 <= label_smoothing <= 1:  # torch lets NaN through
         raise ValueError(f"loss.label_smoothing={label_smoothing}: a number in [0, 1] is needed")
+    if targets.ndim == 2 and (targets < 0).any():
+        raise ValueError("loss=cross_entropy: the labels are regression targets, no probabilities; use loss=mse")
     return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
 

@@ -47,6 +47,8 @@ def continual(
     the classes cannot be shared equally.
     """
     data = bench.data
+    if networks < 1:
+        raise ValueError(f"task.networks={networks}: a number >= 1 is needed")
     order = class_order(data.num_classes, steps, bench.seed)
     real = real_images(data).to(bench.device)
     images, classes = real.images, real.labels

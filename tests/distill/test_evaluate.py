@@ -239,6 +239,11 @@ def test_protocols():
         Protocol(final=2)
     with pytest.raises(ValueError, match="optimizer='lion': choose from sgd, adam"):
         Protocol(optimizer="lion")
+    for wrong in ({"lr": -1.0}, {"lr": float("nan")}, {"warmup": -5}, {"momentum": 5.0}, {"weight_decay": -1.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}.* are needed"):
+            Protocol(**wrong)
+    with pytest.raises(ValueError, match="warmup=500, steps=20: no more steps of warm-up than of training"):
+        Protocol(steps=20, warmup=500)
     for name in ("steps", "epochs", "batch_size"):
         with pytest.raises(ValueError, match=f"{name}=0: a number >= 1 is needed"):
             Protocol(**{name: 0})

@@ -280,3 +280,31 @@ def test_replayed_trajectory():
     np.testing.assert_array_equal(batch, expected["last_batch_idx"])
     np.testing.assert_allclose(losses, expected["losses"], rtol=1e-8)
     assert relative(support, images(expected["x20"])) < 2e-7
+
+
+@pytest.mark.parametrize("kernel", [fc(1), fc(3), conv(1)])
+def test_a_second_derivative_is_refused(kernel):
+    """As a wrong one would be silent."""
+    x, y = noise(3, 1, 4, 4).requires_grad_(), noise(3, 2, seed=1).requires_grad_()
+    for value in (kernel(x, noise(2, 1, 4, 4, seed=2)).sum(), kip_loss(kernel, x, y, x.detach(), y.detach())[0]):
+        with pytest.raises(RuntimeError, match="differentiable once"):
+            torch.autograd.grad(value, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(ridge(torch.eye(3, dtype=y.dtype), y, reg=1.0).sum(), y, create_graph=True)
+
+
+def test_labels_that_do_not_fit_are_named():
+    x, y, kernel = noise(4, 1, 4, 4), noise(4, 2), fc(1)
+    for labels in (torch.eye(4, dtype=torch.int64), y.float(), y[:3], y[:, 0]):
+        with pytest.raises(ValueError, match=r"labels are .*: \(4, C\) in torch.float64 is needed"):
+            ridge(kernel(x), labels, reg=1e-6)
+    for targets in (y[:3], y[:, :1], y[:, 0], y.float()):
+        with pytest.raises(ValueError, match=r"y is .*: of 4 targets"):
+            kip_loss(kernel, x, y, x, targets)
+    with pytest.raises(ValueError, match=r"reg is -0\.1: a number >= 0"):
+        kip_loss(kernel, x, y, x, y, reg=-0.1)
+    with pytest.raises(ValueError, match="no targets"):
+        label_solve(kernel, x, [])
+    for batches in ([(x, torch.arange(4))], [(x, y), (x, y[:, :1])], [(x, y[:3])]):
+        with pytest.raises(ValueError, match=r"y is .*: \(4, C\) is needed"):
+            label_solve(kernel, x, batches)

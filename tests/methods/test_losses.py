@@ -100,3 +100,9 @@ def test_a_decay_or_smoothing_that_means_nothing_is_named(value):
         parameter_groups(nn.Linear(2, 2), nn.Linear(2, 2), **decays)
     with pytest.raises(ValueError, match=r"loss\.label_smoothing="):
         call(losses.cross_entropy, LABELS, label_smoothing=value)
+
+
+def test_cross_entropy_refuses_regression_targets():
+    """Of targets below 0 it has no minimum."""
+    with pytest.raises(ValueError, match=r"regression targets, no probabilities; use loss=mse"):
+        call(losses.cross_entropy, nn.functional.one_hot(LABELS, 3) - 1 / 3, label_smoothing=0.0)
