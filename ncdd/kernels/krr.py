@@ -24,7 +24,7 @@ def ridge(K: Tensor, y: Tensor, *, reg: float, relative: bool = True) -> Tensor:
 
     ``l = reg tr(K) / n`` where relative, else ``l = reg``. Differentiable once, with K taken as symmetric. Solved by
     Cholesky in float64, whatever K is in: an error of float32 in the factor would be as large as l. Raises ValueError
-    where K + l I is not positive definite.
+    where K + l I is not positive definite, or the labels do not fit K.
     """
     coefficients: Tensor = _Ridge.apply(K, y, reg, relative)
     return coefficients
