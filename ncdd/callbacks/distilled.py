@@ -65,6 +65,9 @@ class DistilledSet(pl.Callback):
         architectures: Mapping[str, Body] | None = None,
         head: Head | None = None,
     ) -> None:
+        for name, number in (("networks", networks), ("final_networks", final_networks)):
+            if number < 0:
+                raise ValueError(f"callbacks.distilled.{name}={number}: a number >= 0 is needed, 0 for no test")
         self.seed, self.monitor = seed, monitor
         self.networks, self.protocol = networks, protocol
         self.final_networks, self.final, self.tune = final_networks, final, tune

@@ -114,6 +114,7 @@ def test_without_a_validation_split_the_last_set_is_kept(command, tmp_path):
         (["distill.init=rael"], "init='rael': choose from noise, real"),
         (["callbacks.distilled.monitor=acuracy"], "callbacks.distilled.monitor=acuracy: not measured; choose from acc"),
         (["+callbacks.distilled.tune.lr=[0.1]", "dataset.val_fraction=0"], "needs a validation split"),
+        (["callbacks.distilled.final_networks=-1"], "callbacks.distilled.final_networks=-1: a number >= 0 is needed"),
         (["distill.iterations=0"], "error: distill.iterations=0: a number >= 1 is needed"),
         (["distil.iterations=3"], "error: distil.iterations: no such setting; did you mean distill?"),
         (
